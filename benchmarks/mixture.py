@@ -29,6 +29,10 @@ class Source:
         count = min(20, int(np.ceil(seconds / 2))) if self.video else 1
         return [Clips(count, "read", kind="video" if self.video else "image"), words]
 
+    def batch_of(self, fraction: float) -> int:
+        """Return the number of samples in a fraction of the batch, at least 1."""
+        return max(1, round(self.batch * fraction))
+
 
 SOURCES = [
     Source("video captions", 8, 1.3, LONGEST, generate=False, more_words=9, video=True),

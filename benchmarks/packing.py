@@ -95,7 +95,7 @@ def prepare(video_llm: PaddedVideoLLM, way: str, source: Source) -> None:
 def sample_batch(
     source: Source, fraction: float, draws: np.random.Generator, device: str
 ) -> tuple[list[list[Segment]], torch.Tensor]:
-    samples = [source.sample(draws) for _ in range(max(1, round(source.batch * fraction)))]
+    samples = [source.sample(draws) for _ in range(source.batch_of(fraction))]
     num_clips = sum(segment.count for sample in samples for segment in sample if isinstance(segment, Clips))
     return samples, torch.randn(num_clips, 64, 256, device=device)
 

@@ -110,7 +110,7 @@ def count_batch(lengths: list[int], source: Source, width: int) -> dict[str, np.
 
 def count_source(source: Source, width: int, args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Return the mean of tokens and scores of a step by way."""
-    draws, size = np.random.default_rng(0), batch_size(source, args)
+    draws, size = np.random.default_rng(0), source.batch_of(args.batch_fraction)
     sums = {way: np.zeros(2) for way in WAYS}
     for _ in range(args.pools):
         lengths = [length(source.sample(draws)) for _ in range(args.pool * size)]
@@ -122,14 +122,10 @@ def count_source(source: Source, width: int, args: argparse.Namespace) -> dict[s
     return {way: values / (args.pools * args.pool) for way, values in sums.items()}
 
 
-def batch_size(source: Source, args: argparse.Namespace) -> int:
-    return max(1, round(source.batch * args.batch_fraction))
-
-
 def compare(model: Model, args: argparse.Namespace) -> None:
     mixture = dict.fromkeys(WAYS, 0.0)
     for source in SOURCES:
-        counts, samples = count_source(source, model.width, args), batch_size(source, args)
+        counts, samples = count_source(source, model.width, args), source.batch_of(args.batch_fraction)
         # The end is always a target, and the words of a caption are, too. Without a clip to generate, the head gets one
         # token.
         words = 1 if source.generate else 10 + source.more_words

@@ -121,15 +121,11 @@ def build_ways(args: argparse.Namespace, head: str) -> dict[str, Way]:
 def draw(source: Source, draws: np.random.Generator, args: argparse.Namespace) -> Samples:
     """Draw a pool of samples, each with the features of its clips."""
     samples: Samples = []
-    for _ in range(args.pool * batch_size(source, args)):
+    for _ in range(args.pool * source.batch_of(args.batch_fraction)):
         segments = source.sample(draws)
         clips = sum(segment.count for segment in segments if isinstance(segment, Clips))
         samples.append((segments, torch.randn(clips, args.queries, args.features, device=args.device)))
     return samples
-
-
-def batch_size(source: Source, args: argparse.Namespace) -> int:
-    return max(1, round(source.batch * args.batch_fraction))
 
 
 def batches(samples: Samples, size: int) -> list[Samples]:
@@ -209,9 +205,9 @@ def measure_llm(args: argparse.Namespace, head: str) -> None:
         for source in SOURCES:
             samples = draw(source, draws, args)
             if len(rounds) == 1:
-                compare(ways, batches(samples, batch_size(source, args))[0])
+                compare(ways, batches(samples, source.batch_of(args.batch_fraction))[0])
             else:
-                rounds[-1].append(measure_source(ways, samples, batch_size(source, args)))
+                rounds[-1].append(measure_source(ways, samples, source.batch_of(args.batch_fraction)))
     named = {source.name: [one[index] for one in rounds[1:]] for index, source in enumerate(SOURCES)}
     named["mixture"] = [
         {name: sum(s.weight * part[name] for s, part in zip(SOURCES, one, strict=True)) for name in one[0]}

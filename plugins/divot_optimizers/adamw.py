@@ -36,7 +36,7 @@ class AdamWOptimizer(TrainingOptimizer):
         """Return AdamW with a group of parameters that have weight decay and one of the others."""
         # a type, whose subclasses take arguments of their own
         make: Any = adamw
-        # On a CPU, torch's default makes about ten passes over a parameter's memory, and the fused kernel makes one.
+        # On a CPU, torch's default makes several passes over a parameter's memory, and the fused kernel makes one.
         # ZeRO puts other tensors in the place of the parameters, perhaps on another device.
         fused = adamw is AdamW and all(
             entry.value.device.type == "cpu" and not entry.is_partitioned for entry in parameters
