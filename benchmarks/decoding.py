@@ -22,8 +22,8 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 
+from benchmarks.loaders.plain_decoder import decode_plainly
 from divot_datamodules.decoding import video as decoding
 from divot_datamodules.decoding.clip_sampling import ClipConfig, clip_times, sample_clip_times
 
@@ -81,37 +81,6 @@ def frames_of_one_seek(path: Path, times: Sequence[float]) -> int:
     return max(shown) - int(np.searchsorted(frames, key - 1e-6)) + 1
 
 
-def decode_plainly(path: Path, times: Sequence[float]) -> int:
-    """Seek once, decode up to the last needed frame and convert the needed ones; return their number."""
-    converted, times_left = 0, sorted(times)
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        base, start = float(stream.time_base or 1), stream.start_time or 0
-        container.seek(start + int(times_left[0] / base), stream=stream)
-        reformatter, shown = VideoReformatter(), None
-        for frame in container.decode(stream):
-            now = ((frame.pts or 0) - start) * base
-            while times_left and shown is not None and now > times_left[0] + 1e-6:
-                converted += convert(shown, reformatter)
-                times_left.pop(0)
-            shown = frame
-            if not times_left:
-                return converted
-        for _ in times_left:
-            converted += convert(shown, reformatter)
-    return converted
-
-
-def convert(frame: av.VideoFrame | None, reformatter: VideoReformatter) -> int:
-    """Convert a frame to RGB with a short side of 256 pixels."""
-    assert frame is not None
-    scale = SIZE / min(frame.height, frame.width)
-    width, height = round(frame.width * scale), round(frame.height * scale)
-    reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
-    return 1
-
-
 def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path, Any]]) -> float:
     """Return the processor time of the work on all files."""
     started = time.process_time()
@@ -125,7 +94,8 @@ def compare(chosen: list[tuple[Path, list[float]]], repeats: int) -> dict[str, o
     ratios = []
     for _ in range(repeats):
         ours = seconds_of(lambda path, times: decoding.decode_frames(path, times, (SIZE, SIZE)), chosen)
-        ratios.append(seconds_of(decode_plainly, chosen) / ours)
+        plain = seconds_of(lambda path, times: decode_plainly(path, times, SIZE), chosen)
+        ratios.append(plain / ours)
     frames = sum(frames_of_one_seek(path, times) for path, times in chosen)
     return {
         "fewer_frames": round(frames / sum(frames_to_decode(path, times) for path, times in chosen), 2),

@@ -4,12 +4,14 @@ Run: python benchmarks/loaders/run.py --environment FOLDER [--rounds 5] [--worke
 
 The others are installed into FOLDER, a virtual environment of their own, if it is not there yet; --packages sets the
 versions of torch and torchvision. torchcodec also needs the libraries of FFmpeg 4 to 8 from the system. Each figure is
-that of a process of its own; the ways take turns, round by round. JSON on stdout has, for each number of workers and each way, the
-processor time per clip in ms of all its processes, clips per second, the seconds to the first batch after the imports,
-and "times_ours": the ratio of its processor time to that of this library in the same round (median, smallest, largest).
+that of a process of its own; the ways take turns, round by round. JSON on stdout has, for each number of workers and
+each way, the processor time per clip in ms of all its processes, clips per second, the seconds to the first batch after
+the imports, and "times_ours": the ratio of its processor time to that of this library in the same round; each as
+median, smallest and largest.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -44,10 +46,8 @@ def run(python: Path, module: str, *arguments: object) -> str:
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, env=variables, start_new_session=True)
         code = process.wait()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         if code:
             raise SystemExit(f"failed with status {code}: {' '.join(command)}")
         output.seek(0)

@@ -112,38 +112,9 @@ def mosaicml(folder: Path, workers: int, size: int) -> Batches:
 
 def energon(folder: Path, workers: int, size: int) -> Batches:
     """Megatron-Energon over tars that it has indexed."""
-    from dataclasses import dataclass
+    from benchmarks.loaders.energon_clips import batches
 
-    from megatron.energon import (
-        CrudeSample,
-        DefaultTaskEncoder,
-        Sample,
-        WorkerConfig,
-        basic_sample_keys,
-        get_savable_loader,
-        get_train_dataset,
-    )
-    from megatron.energon.task_encoder.cooking import Cooker
-
-    @dataclass
-    class Clip(Sample):
-        video: Tensor
-
-    def cook(sample: CrudeSample) -> Clip:
-        return Clip(**basic_sample_keys(sample), video=clip_of(bytes(sample["mp4"]), size))
-
-    class Encoder(DefaultTaskEncoder):
-        cookers = (Cooker(cook),)
-
-    data = get_train_dataset(
-        str(folder / "energon"),
-        batch_size=BATCH,
-        shuffle_buffer_size=16,
-        max_samples_per_sequence=None,
-        task_encoder=Encoder(),
-        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=workers),
-    )
-    return (batch.video for batch in get_savable_loader(data))
+    return batches(folder / "energon", workers, BATCH, size)
 
 
 WAYS: dict[str, Callable[[Path, int, int], Batches]] = {
@@ -156,6 +127,6 @@ MODULES = {
     "torchcodec": "torchcodec.decoders",
     "webdataset": "webdataset",
     "mosaicml": "streaming",
-    "energon": "megatron.energon",
+    "energon": "benchmarks.loaders.energon_clips",
 }
 """What each way imports, so that this can be done before the clock starts."""
