@@ -19,7 +19,7 @@ SIZES = ((256, 256), (360, 640), (480, 854))
 SHARDS, FPS, KEYFRAMES = 4, 24, 48
 
 
-def write_video(path: Path, number: int) -> None:
+def write_video(path: Path, number: int, seconds: int) -> None:
     """Write a video of a smooth random picture that moves under a little noise, with B-frames as in common files."""
     height, width = SIZES[number % len(SIZES)]
     rng = np.random.default_rng(number)
@@ -31,7 +31,7 @@ def write_video(path: Path, number: int) -> None:
         options = {"preset": "veryfast", "crf": "23", "g": str(KEYFRAMES)}
         stream = output.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in range(FPS * (5 + number % 6)):
+        for frame in range(FPS * seconds):
             shown = np.roll(pixels, (frame, 2 * frame), (0, 1)) + np.roll(noise, 7 * frame, 1)
             output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(shown), format="rgb24")))
         output.mux(stream.encode(None))
@@ -72,7 +72,7 @@ def main() -> None:
     (args.folder / "files").mkdir(parents=True)
     paths = [args.folder / "files" / f"k{number:05d}.mp4" for number in range(args.videos)]
     for number, path in enumerate(paths):
-        write_video(path, number)
+        write_video(path, number, seconds=5 + number % 6)
     write_tars(args.folder / "tars", paths)
     write_tars(args.folder / "energon", paths)
     write_mds(args.folder / "mds", paths)
