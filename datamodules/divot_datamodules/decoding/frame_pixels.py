@@ -131,9 +131,15 @@ def resize_as_torchvision(picture: Pixels, size: tuple[int, int]) -> Pixels:
     return resized[top : top + size[0], left : left + size[1]]
 
 
-def plane_pixels(plane: Any) -> Pixels:
-    """Return the values of a frame's plane, uint8 (H, W), without a copy; rows may be padded in memory."""
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+def colours(frame: Any) -> list[Pixels]:
+    """Return red, green and blue of a frame in rgb24 or gbrp, each uint8 (H, W)."""
+    if frame.format.name == "rgb24":
+        return list(frame.to_ndarray().transpose(2, 0, 1))
+    green, blue, red = (
+        np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        for plane in frame.planes  # without a copy; rows are padded
+    )
+    return [red, green, blue]
 
 
 def centre(picture: Pixels, size: tuple[int, int] | None) -> Pixels:
@@ -176,19 +182,25 @@ class FrameConverter:
 
     def __call__(self, frame: Any) -> Pixels:
         """Convert a frame to uint8 (3, H, W) in [0, 255], RGB."""
+        return np.stack(self.planes(frame))
+
+    def planes(self, frame: Any) -> list[Pixels]:
+        """Convert a frame to red, green and blue, each uint8 (H, W), which may be views of larger planes."""
         turn = self._turn(frame)
         if self.resize == "pil_bilinear" and self.size is not None:
             size = covering_size(*self.shown_size(frame), None)
             stored = self._reformatted(frame, *turn.shape(*size), "rgb24").to_ndarray()
-            return resize_as_torchvision(turn(cast(Pixels, stored)), self.size).transpose(2, 0, 1)
-        size = covering_size(*self.shown_size(frame), self.size)
-        green, blue, red = self._reformatted(frame, *turn.shape(*size), "gbrp").planes
-        return np.stack([centre(turn(plane_pixels(plane)), self.size) for plane in (red, green, blue)])
+            return list(resize_as_torchvision(turn(cast(Pixels, stored)), self.size).transpose(2, 0, 1))
+        height, width = turn.shape(*covering_size(*self.shown_size(frame), self.size))
+        # When swscale resizes, it is twice as fast to one plane per colour than to rgb24, and uses all of the chroma.
+        # When it does not resize, it may leave out the last columns of such planes, up to 15 (seen in FFmpeg 8).
+        resizes = (height, width) != (frame.height, frame.width)
+        converted = self._reformatted(frame, height, width, "gbrp" if resizes else "rgb24")
+        return [centre(turn(colour), self.size) for colour in colours(converted)]
 
     def _reformatted(self, frame: Any, height: int, width: int, pixel_format: str) -> Any:
         # swscale widens its filter when it shrinks, so bicubic has no aliasing in either direction. One thread: more
-        # threads give the same bytes and are much slower on small frames. When swscale resizes, it is twice as fast to
-        # one plane per colour than to rgb24, with the same values.
+        # threads give the same bytes and are much slower on small frames.
         interpolation = BILINEAR if (height, width) == (frame.height, frame.width) else BICUBIC
         if self._is_deep(frame):
             interpolation |= EXACT

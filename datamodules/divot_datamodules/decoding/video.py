@@ -127,13 +127,18 @@ def decode_frames(
 def _decode(
     media: Media, video: OpenVideo, times: Sequence[float], size: tuple[int, int] | None, resize: Resize, *, seek: bool
 ) -> Pixels:
-    convert, pictures = _converter(media, video, size, resize), []
-    last: tuple[Any, Pixels] | None = None
-    for frame in shown_frames(video, times, keyframe_times(video) if seek else []):
-        if last is None or last[0] is not frame:
-            last = (frame, convert(frame))
-        pictures.append(last[1])
-    return np.stack(pictures)
+    convert = _converter(media, video, size, resize)
+    clip, last = np.empty(0, np.uint8), None
+    for number, frame in enumerate(shown_frames(video, times, keyframe_times(video) if seek else [])):
+        if frame is last:
+            clip[number] = clip[number - 1]
+            continue
+        planes, last = convert.planes(frame), frame
+        if number == 0:
+            clip = np.empty((len(times), len(planes), *planes[0].shape), np.uint8)
+        for colour, plane in enumerate(planes):  # without a copy of the frame between the decoder and the clip
+            clip[number, colour] = plane
+    return clip
 
 
 def _converter(
@@ -179,7 +184,7 @@ def decode_image(
         uint8 (3, H, W) in [0, 255], RGB.
     """
     with opened(media, max_pixels) as video:
-        return np.ascontiguousarray(_converter(media, video, size, resize)(_first_frame(media, video, max_pixels)))
+        return _converter(media, video, size, resize)(_first_frame(media, video, max_pixels))
 
 
 def check_media(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
