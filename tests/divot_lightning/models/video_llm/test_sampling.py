@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sampling import sample_tokens
-from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, GENERATION_MODES, C, Q
+from divot_lightning.models.video_llm.sampling import _read, sample_tokens
+from divot_lightning.parts.segments import Clips, Text
+from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, GENERATION_MODES, C, Q, features
 
 
 def test_temperature_zero_takes_the_most_likely_token():
@@ -61,3 +62,45 @@ def test_features_are_generated_on_the_sphere_and_read_back_from_there(make, gen
         torch.testing.assert_close(raw_NC, features_MQC[0, :-1])
     first = plain.generate_features([GENERATE])[:, 0]
     torch.testing.assert_close(torch.cosine_similarity(first, features_MQC[:, 0]), torch.ones(1))
+
+
+CLIPS = Clips(4, "read")
+QUESTIONS = [[CLIPS, Text(words, learn=False)] for words in ("a red", "a red circle moves left", "a blue square")]
+BEHIND_WORDS = [[*first, CLIPS] for first in ([Text("a", learn=False)], [Text("a red circle", learn=False)])]
+
+
+def passed_positions(monkeypatch, video_llm):
+    """Return a list that gets the number of positions of each pass of the language model."""
+    passed, model = [], video_llm.causal_lm.base_model
+    forward = model.forward
+
+    def watched(*args, **more):
+        passed.append(more["inputs_embeds"].shape[:2].numel())
+        return forward(*args, **more)
+
+    monkeypatch.setattr(model, "forward", watched)
+    return passed
+
+
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+@pytest.mark.parametrize("prompts", [QUESTIONS, BEHIND_WORDS])
+def test_questions_about_the_same_clips_have_the_states_that_they_have_apart(make, generation_mode, prompts):
+    video_llm = make(generation_mode=generation_mode)
+    batch, given = video_llm.sequences(prompts, prompt=True), features(4)
+    with torch.no_grad():
+        together = _read(video_llm, batch, given, same_clips=True)
+        apart = _read(video_llm, batch, given.repeat(len(prompts), 1, 1), same_clips=False)
+        following = torch.randn(len(prompts), video_llm.causal_lm.config.hidden_size)
+        torch.testing.assert_close(together.last_hidden_BD, apart.last_hidden_BD)
+        torch.testing.assert_close(together.append(following), apart.append(following))
+
+
+def test_clips_are_read_once_for_all_questions(make, monkeypatch):
+    video_llm = make()
+    passed = passed_positions(monkeypatch, video_llm)
+    texts = [video_llm.generate_text([one], features(4), max_new_tokens=5)[0] for one in QUESTIONS]
+    alone, rest = passed[0], len(passed)
+    assert video_llm.generate_text(QUESTIONS, features(4), max_new_tokens=5, same_clips=True) == texts
+    first, second = passed[rest : rest + 2]
+    assert first >= 4 * Q, "the clips, once"
+    assert second < 3 * alone / 2, "the words of all questions"
