@@ -1,7 +1,5 @@
 """How fast a run trains: tokens and clips per second, waiting for data, memory, share of the device's peak."""
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.training.reporting.device_peaks import dense_peak
+from divot_lightning.training.reporting.process_memory import peak_bytes
 
 MEASURED_BATCHES = 8
 """Batches whose operations are counted; not all, since counting takes time."""
@@ -27,7 +26,6 @@ BAR_NAMES = {
 """The metrics in the progress bar, and their short names there."""
 
 _WORKS = ("tokens", "clips", "samples")
-_BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 _COMPUTE_DTYPES = {"16": torch.float16, "bf": torch.bfloat16}
 """By the first letters of the trainer's precision."""
 
@@ -189,7 +187,7 @@ def _peak_memory(trainer: Trainer) -> float:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_MAXRSS)
+    return float(peak_bytes())
 
 
 def _over_ranks(trainer: Trainer, values: list[float], reduce_op: str) -> list[float]:
