@@ -121,6 +121,18 @@ def test_without_a_batch_size_the_device_decides_how_many_frames_are_encoded_at_
     assert at_once == ([2] * 3 if device == "cpu" else [3, 3])
 
 
+def test_convolutions_get_the_channels_last_in_memory(vae_folder, videos):
+    latents, orders = vae_latents(vae_folder), []
+    for module in latents.vae.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda _, given: orders.append(given[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    latents.decode(latents.encode(videos), 3)
+    assert len(orders) > 20
+    assert all(orders)
+
+
 def test_the_scale_is_the_vaes_own_unless_it_is_given_and_is_recorded(vae_folder):
     own, given = ImageVAELatents(str(vae_folder)), ImageVAELatents(str(vae_folder), scale=0.5)
     assert (own.init_args["scale"], given.init_args["scale"]) == (0.18215, 0.5)
