@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from divot_lightning.checkpoint.run_state import RunState
 from divot_lightning.deepspeed_zero.registration import register_strategies
-from divot_lightning.models.weights import fill, is_sharding, shard_rest, without_memory
+from divot_lightning.models.weights import fill, is_sharding, shard_rest, without_values
 
 MB = 1e6
 
@@ -44,7 +44,7 @@ class Stack(LightningModule):
     def configure_model(self) -> None:
         if hasattr(self, "frozen"):
             return
-        with without_memory():
+        with without_values():
             self.frozen = nn.Sequential(*(nn.Linear(self.width, self.width) for _ in range(self.num_frozen)))
         self.frozen.requires_grad_(False)
         if is_sharding():

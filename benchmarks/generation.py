@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--clips", required=True)
     parser.add_argument("--detokenizer")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all but `precision`")
     parser.add_argument("--num", type=int, default=8, help="clips that are generated together")
     parser.add_argument("--quality", type=int, default=64, help="clips that are reconstructed for the quality")
     parser.add_argument("--repeats", type=int, default=5)
@@ -281,11 +282,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     clock = Clock(given.device, given.repeats)
+    both = not given.only or "precision" in given.only
     pipelines = {
         name: DivotPipeline.from_pretrained(given.run, given.detokenizer, device=given.device, dtype=name)
-        for name in ("float32", "bfloat16")
+        for name in (("float32", "bfloat16") if both else (given.dtype,))
     }
-    pipeline = pipelines["float32"]
+    pipeline = pipelines[given.dtype]
     measured: dict[str, Callable[[], Any]] = {
         "parts": lambda: parts(pipeline, clock, given.num),
         "guidance": lambda: guidance(pipeline, clock, given.num),

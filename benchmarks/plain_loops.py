@@ -69,13 +69,18 @@ class PlainVideoLLM(nn.Module):
         embeds_BLD = embeds_BLD.masked_scatter(batch.read_BL[..., None], projected[:-1])
         queries = self.queries.repeat(len(batch.ids_BL), 1)
         embeds_BLD = embeds_BLD.masked_scatter(batch.query_BL[..., None], queries)
-        hidden_BLD = self.llm.base_model(
-            inputs_embeds=embeds_BLD, attention_mask=None if reading else _mask(batch.query_BL), use_cache=False
-        ).last_hidden_state
+        hidden_BLD = self._hidden(embeds_BLD, batch)
         loss = self._text_loss(hidden_BLD, batch.labels_BL) + 0.0 * projected[-1].sum()
         if reading:
-            return loss + 0.0 * self.head(hidden_BLD[0, :1]).sum()  # so that the optimizer sees it in every step
+            return loss + 0.0 * self._unused_head(hidden_BLD)  # so that the optimizer sees it in every step
         return loss + self._head_loss(hidden_BLD[batch.query_BL], features_MQC.flatten(0, 1))
+
+    def _hidden(self, embeds_BLD: Tensor, batch: PaddedBatch) -> Tensor:
+        mask = None if batch.read_BL.any() else _mask(batch.query_BL)
+        return self.llm.base_model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False).last_hidden_state
+
+    def _unused_head(self, hidden_BLD: Tensor) -> Tensor:
+        return self.head(hidden_BLD[0, :1]).sum()
 
     def _text_loss(self, hidden_BLD: Tensor, labels_BL: Tensor) -> Tensor:
         targets = labels_BL[:, 1:] != -100

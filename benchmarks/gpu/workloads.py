@@ -109,7 +109,7 @@ def tokenizer_recipe(size: str, inputs: Path, run: Path, device: str, *, denoise
     """Return the paper's tokenizer pretraining, with DynamiCrafter's U-Net or with Wan in its place."""
     sizes = SIZES[size]
     unet = {"config": sizes["unet"], "gradient_checkpointing": checkpointing}
-    vae = {"config": sizes["vae"], "scale": 0.18215, "batch_size": 16}
+    vae = {"config": sizes["vae"], "scale": 0.18215}
     model: Changes = {
         "tokenizer.vision": {"class_path": "clip", "init_args": sizes["vision"]},
         **{f"tokenizer.{name}": value for name, value in sizes["tokenizer"].items()},

@@ -26,7 +26,7 @@ from torch import nn
 from divot_lightning.errors import UserError, problem_lines
 from divot_lightning.io.component_files import CONFIG_FILE, PARTS_KEY, WEIGHTS_FILE
 from divot_lightning.io.renamed import current_component, explain_import_error
-from divot_lightning.models.weights import component_tensors, fill, without_memory
+from divot_lightning.models.weights import component_tensors, fill, without_values
 from divot_lightning.parts.registries.trusted_classes import require_trusted
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
@@ -95,8 +95,8 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
     described = _read_config(folder)
     actual = _import_class(described["class"], folder)
     _require(actual, expected, folder)
-    # The random initial weights are overwritten at once; making them must not change the random numbers of the run.
-    with torch.random.fork_rng(devices=[]), without_memory():
+    # What is drawn besides the weights must not change the random numbers of the run.
+    with torch.random.fork_rng(devices=[]), without_values():
         module = _build(actual, described["config"], folder)
     load_weights(module, folder)
     assert isinstance(module, expected)

@@ -135,7 +135,8 @@ def answer(
     Args:
         video_llm: In evaluation mode.
         prompts: From ``question_prompt`` or ``caption_prompt``.
-        features: For each prompt the features of its clips, (N, Q, C), unnormalised.
+        features: For each prompt the features of its clips, (N, Q, C), unnormalised. Where it is the same tensor for
+            all prompts of a batch, the clips are read once.
         max_new_tokens: Most tokens per answer.
         temperature: 0 takes the most likely token each time.
         top_p: Tokens are sampled from the most likely ones that together reach this probability.
@@ -150,9 +151,11 @@ def answer(
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
+        same_clips = len(rows) > 1 and all(features[row] is features[rows[0]] for row in rows)
         texts = video_llm.generate_text(
             [prompts[row] for row in rows],
-            torch.cat([features[row] for row in rows]),
+            torch.cat([features[row] for row in (rows[:1] if same_clips else rows)]),
+            same_clips=same_clips,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,

@@ -10,11 +10,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.component_files import WEIGHTS_FILE, read_parts
@@ -100,17 +101,33 @@ def is_sharding() -> bool:
     return _SHARDING.get() is not None
 
 
-def without_memory() -> AbstractContextManager[None]:
-    """Build a module within the block without memory for its parameters if they are sharded; `fill` reads them."""
+class _UndrawnParameters(TorchDispatchMode):
+    """Leaves out the random values of parameters; all other tensors get theirs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DRAWING and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWING = frozenset({torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default})
+"""What torch's initializers call in the end. To draw the values of large models takes longer than to read them."""
+
+
+def without_values() -> AbstractContextManager[Any]:
+    """Build a module within the block whose parameters `fill` reads: without memory if they are sharded.
+
+    Whole parameters have memory, but no random values are drawn for them.
+    """
     sharding = _SHARDING.get()
-    return nullcontext() if sharding is None else sharding.without_memory()
+    return _UndrawnParameters() if sharding is None else sharding.without_memory()
 
 
 def fill(module: nn.Module, stored: Mapping[str, StoredTensor]) -> Misfit:
     """Read a module's parameters and persistent buffers.
 
     Args:
-        module: Sharded: built within `without_memory`.
+        module: Sharded: built within `without_values`.
         stored: Where the tensors are, by the module's names; of a tied parameter any one of its names will do, and of
             several the first one counts. Sharded, a stored tensor may have fewer rows than its parameter, whose first
             ones it fills.

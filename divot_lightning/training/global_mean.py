@@ -8,7 +8,7 @@ clips. The batches that an optimizer step accumulates are treated alike (`divot_
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor, distributed
@@ -31,21 +31,47 @@ class LossPart:
     weight: float = 1.0
 
 
-class GlobalLoss(NamedTuple):
-    """A step's loss.
+class GlobalLoss:
+    """A step's loss: what to backpropagate at once, and what is told about it later.
 
-    Attributes:
+    To read `mean`, `parts` or `finite` waits until the device has computed the losses. So a stage reads them after it
+    has started the backward pass. They are the same on all processes.
+
+    Args:
         loss: What this process backpropagates, scalar. The gradients of all processes and of all batches of the step
             average to the gradient of the step's mean.
-        mean: Weighted sum of the parts' means over all processes.
-        parts: Mean over all processes and its count, by name; without parts that no process has.
-        finite: Whether the losses of all processes are finite.
+        weights: Weight of each part by name.
+        totals: Counts of all processes, then their means times counts, then the number of processes whose losses are
+            not finite; float64, on the device.
     """
 
-    loss: Tensor
-    mean: float
-    parts: dict[str, tuple[float, int]]
-    finite: bool
+    def __init__(self, loss: Tensor, weights: Mapping[str, float], totals: Tensor) -> None:
+        self.loss, self.weights = loss, weights
+        self._totals = totals
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[float, int]]:
+        """Mean over all processes and its count, by name; without parts that no process has."""
+        counts, sums = self._read[:-1].view(2, -1).tolist()
+        return {
+            name: (total / count, int(count))
+            for name, total, count in zip(self.weights, sums, counts, strict=True)
+            if count
+        }
+
+    @property
+    def mean(self) -> float:
+        """Weighted sum of the parts' means over all processes."""
+        return weighted_sum(self.weights, self.parts)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the losses of all processes are finite."""
+        return self._read[-1].item() == 0
+
+    @cached_property
+    def _read(self) -> Tensor:
+        return self._totals.cpu()
 
 
 def global_mean(
@@ -58,43 +84,35 @@ def global_mean(
         step_counts: Counts of this process, summed over all batches of the step; None where a step is one batch.
         num_batches: Batches of a step, by which the trainer divides.
 
-    Returns:
-        See `GlobalLoss`; everything but `loss` is the same on all processes.
-
     >>> result = global_mean({"text": LossPart(torch.tensor(2.0), 3), "head": LossPart(torch.tensor(0.0), 0)})
     >>> result.loss.item(), result.parts, result.finite
     (2.0, {'text': (2.0, 3)}, True)
     """
     every = list(parts.values())
+    means = torch.stack([part.mean.detach().double() for part in every])
     counts = torch.tensor([float(part.count) for part in every], dtype=torch.float64)
-    means = torch.stack([part.mean.detach().double() for part in every]).cpu()
-    finite = means.isfinite().all()
-    # A mean that is not finite would make the reported sums of all processes not finite.
-    sums = torch.where(counts > 0, means, 0.0).nan_to_num(0.0, 0.0, 0.0) * counts
     of_step = counts if step_counts is None else counts.new_tensor([step_counts[name] for name in parts])
-    totals = sum_over_processes(torch.cat([counts, sums, of_step, (~finite).double()[None]]), every[0].mean.device)
-    total_counts, total_sums, step_totals = totals[:-1].view(3, -1)
-    fractions = (counts * num_ranks() * num_batches / step_totals.clamp(min=1.0)).tolist()
-    loss = torch.stack(
-        [part.weight * fraction * part.mean for part, fraction in zip(every, fractions, strict=True)]
-    ).sum()
-    found = {
-        name: (total / count, int(count))
-        for name, total, count in zip(parts, total_sums.tolist(), total_counts.tolist(), strict=True)
-        if count
-    }
-    mean = weighted_sum(parts, found)
-    return GlobalLoss(loss, mean, found, totals[-1].item() == 0)
+    weights = {name: part.weight for name, part in parts.items()}
+    known = torch.stack([counts, of_step, counts.new_tensor(list(weights.values()))])
+    given = known.to(means.device, non_blocking=True)
+    # A mean that is not finite would make the reported sums of all processes not finite.
+    sums = torch.where(given[0] > 0, means, 0.0).nan_to_num(0.0, 0.0, 0.0) * given[0]
+    totals = sum_over_processes(torch.cat([given[:2].flatten(), sums, (~means.isfinite()).any().double()[None]]))
+    total_counts, step_totals, total_sums = totals[:-1].view(3, -1)
+    fractions = given[2] * (given[0] * num_ranks() * num_batches / step_totals.clamp(min=1.0))
+    weighted = zip(every, fractions.float().unbind(), strict=True)
+    loss = torch.stack([fraction * part.mean for part, fraction in weighted]).sum()
+    return GlobalLoss(loss, weights, torch.cat([total_counts, total_sums, totals[-1:]]))
 
 
-def weighted_sum(parts: Mapping[str, LossPart], means: Mapping[str, tuple[float, int]]) -> float:
+def weighted_sum(weights: Mapping[str, float], means: Mapping[str, tuple[float, int]]) -> float:
     """Add up means by the weights of their parts.
 
     Args:
-        parts: Have the weights.
+        weights: By name.
         means: Value and count by name, as in `GlobalLoss`.
     """
-    return sum((parts[name].weight * value for name, (value, _) in means.items()), 0.0)
+    return sum((weights[name] * value for name, (value, _) in means.items()), 0.0)
 
 
 def merge_means(
@@ -113,18 +131,15 @@ def merge_means(
     return merged
 
 
-def sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """Sum values over all processes.
 
     Args:
-        values: On the CPU.
-        device: A device that the process group communicates from.
+        values: On a device that the process group communicates from; may be overwritten.
 
     Returns:
-        The sums, on the CPU.
+        The sums, on the same device.
     """
-    if num_ranks() == 1:
-        return values
-    moved = values.to(device)
-    distributed.all_reduce(moved)
-    return moved.cpu()
+    if num_ranks() > 1:
+        distributed.all_reduce(values)
+    return values

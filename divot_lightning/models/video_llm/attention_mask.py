@@ -152,7 +152,7 @@ def batch_mask(
     as_blocks = takes_block_masks(config, device)
     if causal and not as_blocks and takes_sample_numbers(config, device) and sliding_window(config) is None:
         return positions.sample[:, None, None]
-    positions = TokenPositions(*(values_BL.to(device) for values_BL in positions))
+    positions = TokenPositions(*(values_BL.to(device, non_blocking=True) for values_BL in positions))
     return transformers_mask(config, positions, positions, embeds_BLD.dtype, as_blocks=as_blocks)
 
 

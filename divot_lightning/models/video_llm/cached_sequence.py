@@ -30,22 +30,44 @@ class CachedSequence:
         video_llm: The model.
         batch: The prompts.
         features_MQC: Normalised features of their clips, float.
+        num_common: Positions at which all prompts begin alike; they are computed once, for the first prompt.
+        num_kept: Last positions of each prompt, behind those that are alike, whose hidden states are kept.
+
+    Attributes:
+        kept_BKD: Hidden states at the last K = ``num_kept`` positions of the prompts.
+        last_hidden_BD: Hidden states at the last positions, also after more were appended.
     """
 
-    def __init__(self, video_llm: VideoLLM, batch: SequenceBatch, features_MQC: Tensor) -> None:
+    def __init__(
+        self,
+        video_llm: VideoLLM,
+        batch: SequenceBatch,
+        features_MQC: Tensor,
+        *,
+        num_common: int = 0,
+        num_kept: int = 1,
+    ) -> None:
         self.video_llm = video_llm
         self.cache = DynamicCache()
-        embeds_BLD = video_llm.embed(batch, features_MQC)
-        batch = batch.to(embeds_BLD.device)
-        valid_BL = batch.token_kind_BL != TokenKind.PAD
+        device = features_MQC.device
+        valid_BL = (batch.token_kind_BL != TokenKind.PAD).to(device)
         self.lengths_B = valid_BL.sum(dim=1)
-        self.keys = TokenPositions(
-            order=torch.where(valid_BL, batch.position_ids_BL, -1),
-            sample=batch.samples_BL,
-            block=query_blocks(batch.token_kind_BL, batch.clips_BL, video_llm.config.generation_mode),
+        positions = TokenPositions(
+            order=torch.where(valid_BL, batch.position_ids_BL.to(device), -1),
+            sample=batch.samples_BL.to(device),
+            block=query_blocks(batch.token_kind_BL, batch.clips_BL, video_llm.config.generation_mode).to(device),
         )
-        hidden_BLD = self._run(embeds_BLD, self.keys)
-        self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
+        if num_common:
+            first = batch.part(slice(1), slice(num_common))
+            self.keys = TokenPositions(*(values_BL[:1, :num_common] for values_BL in positions))
+            self._run(video_llm.embed(first, features_MQC), self.keys)
+            self.cache.batch_repeat_interleave(len(valid_BL))
+        self.keys = positions
+        embeds_BLD = video_llm.embed(batch.part(slice(None), slice(num_common, None)), features_MQC)
+        hidden_BLD = self._run(embeds_BLD, TokenPositions(*(values_BL[:, num_common:] for values_BL in positions)))
+        columns_BK = self.lengths_B[:, None] - num_common - num_kept + torch.arange(num_kept, device=device)
+        self.kept_BKD = hidden_BLD[torch.arange(len(hidden_BLD), device=device)[:, None], columns_BK]
+        self.last_hidden_BD = self.kept_BKD[:, -1]
 
     def append(self, embeds_BD: Tensor) -> Tensor:
         """Append one position to every sequence.
@@ -57,6 +79,12 @@ class CachedSequence:
             hidden_BD, the hidden states at this position.
         """
         return self.extend(embeds_BD[:, None])[:, 0]
+
+    def append_tokens(self, *tokens: int) -> None:
+        """Append the same tokens to every sequence."""
+        words = self.video_llm.causal_lm.get_input_embeddings()
+        ids_1T = torch.tensor([tokens], device=self.lengths_B.device)
+        self.extend(words(ids_1T).expand(len(self.lengths_B), -1, -1))
 
     def extend(self, embeds_BTD: Tensor, *, block: int = -1) -> Tensor:
         """Append several positions to every sequence in one step.

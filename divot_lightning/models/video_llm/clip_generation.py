@@ -36,7 +36,8 @@ def generate_features(
 ) -> Tensor:
     """Generate the clips that samples end with, without gradient; call it in eval mode.
 
-    The query modes take one forward pass per clip, the autoregressive mode Q steps.
+    The query modes take one forward pass for a sample's first clip, the autoregressive mode Q steps. Later clips cost
+    passes over their own positions alone, since keys and values stay in a cache.
 
     Args:
         video_llm: The model; this is its method ``generate_features``.
@@ -54,19 +55,21 @@ def generate_features(
     targets = [clips_to_generate(sample) for sample in segments]
     given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
     normal_MQC = video_llm.normalise(features_MQC, sum(given))
-    known = [list(part) for part in normal_MQC.split(given)]
+    known = list(normal_MQC.split(given))
+    active = [row for row, clips in enumerate(targets) if clips.count]
+    if not active:
+        return normal_MQC.new_zeros(0, *normal_MQC.shape[1:])
     generators = move_generators(generator, normal_MQC.device)
-    for index in range(max((clips.count for clips in targets), default=0)):
-        active = [row for row, clips in enumerate(targets) if clips.count > index]
-        prompts = [[*segments[row][:-1], replace(targets[row], count=index + 1)] for row in active]
-        chosen = [generators[row] for row in active] if isinstance(generators, list) else generators
-        batch = video_llm.sequences(prompts, prompt=True)
-        new_BQC = _generate_clip(video_llm, batch, [known[row] for row in active], temperature, [chosen])[0]
-        for row, clip_QC in zip(active, new_BQC, strict=True):
-            known[row].append(clip_QC)
-    new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
-    generated = torch.stack(new_clips) if new_clips else normal_MQC.new_zeros(0, *normal_MQC.shape[1:])
-    return generated * video_llm.feature_std_C + video_llm.feature_mean_C
+    chosen = [generators[row] for row in active] if isinstance(generators, list) else generators
+    batch = video_llm.sequences([[*segments[row][:-1], replace(targets[row], count=1)] for row in active], prompt=True)
+    features = _with_empty(video_llm, [known[row] for row in active])
+    most = max(clips.count for clips in targets)
+    if most == 1:
+        new_NBQC = _generate_clip(video_llm, batch, features, temperature, [chosen])
+    else:
+        new_NBQC = _generate_in_turn(video_llm, batch, features, most, temperature, chosen)
+    new_clips = [new_NBQC[: targets[row].count, place] for place, row in enumerate(active)]
+    return torch.cat(new_clips) * video_llm.feature_std_C + video_llm.feature_mean_C
 
 
 @torch.no_grad()
@@ -87,7 +90,8 @@ def generate_prompted_clips(
         features_NBQC, unnormalised, float32; each candidate is what its generator alone gives, bit for bit.
     """
     moved = [move_generators(each, video_llm.feature_mean_C.device) for each in generators]
-    generated_NBQC = _generate_clip(video_llm, batch, [[] for _ in batch.ids_BL], temperature, moved)
+    features_MQC = _with_empty(video_llm, [video_llm.normalise(None, 0)] * len(batch.ids_BL))
+    generated_NBQC = _generate_clip(video_llm, batch, features_MQC, temperature, moved)
     return generated_NBQC * video_llm.feature_std_C + video_llm.feature_mean_C
 
 
@@ -105,15 +109,12 @@ def clips_to_generate(sample: list[Segment]) -> Clips:
 def _generate_clip(
     video_llm: VideoLLM,
     batch: SequenceBatch,
-    known: list[list[Tensor]],
+    features_MQC: Tensor,
     temperature: float,
     generators: Sequence[Randomness],
 ) -> Tensor:
-    """Generate the last clip of each prompt, given normalised features of its earlier ones; return features_NBQC."""
-    num_queries, dim = video_llm.num_queries, video_llm.feature_dim
-    # The features have a row for the clip to generate, but no position reads it.
-    empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
-    features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
+    """Generate the last clip of each prompt, given normalised features of its clips; return features_NBQC."""
+    num_queries = video_llm.num_queries
     if video_llm.config.generation_mode == "autoregressive":
         return torch.stack(
             [
@@ -126,6 +127,72 @@ def _generate_clip(
     columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
     hidden_BQD = hidden_BLD[torch.arange(len(ends_B))[:, None], columns_BQ]
     return sample_features(video_llm, hidden_BQD, temperature, generators)
+
+
+def _with_empty(video_llm: VideoLLM, known: Sequence[Tensor]) -> Tensor:
+    """Return the normalised features of all prompts, each with a row for the clip to generate, which nothing reads."""
+    empty_1QC = video_llm.feature_mean_C.new_zeros(1, video_llm.num_queries, video_llm.feature_dim)
+    return torch.cat([clips for known_NQC in known for clips in (known_NQC, empty_1QC)])
+
+
+def _generate_in_turn(
+    video_llm: VideoLLM,
+    batch: SequenceBatch,
+    features_MQC: Tensor,
+    num_clips: int,
+    temperature: float,
+    generator: Randomness,
+) -> Tensor:
+    """Generate several clips of each prompt, which ends with the first of them; return features_NBQC."""
+    autoregressive = video_llm.config.generation_mode == "autoregressive"
+    sequence = CachedSequence(video_llm, batch, features_MQC, num_kept=1 if autoregressive else video_llm.num_queries)
+    clips = list[Tensor]()
+    for number in range(num_clips):
+        if number:
+            read_back(video_llm, sequence, clips[-1])
+            sequence.append_tokens(video_llm.special.frame_end, video_llm.special.frame_begin)
+        if autoregressive:
+            clips.append(autoregress(video_llm, sequence, temperature, generator))
+            continue
+        hidden_BQD = append_queries(video_llm, sequence, batch.num_clips + number) if number else sequence.kept_BKD
+        clips.append(sample_features(video_llm, hidden_BQD, temperature, [generator])[0])
+    return torch.stack(clips)
+
+
+def append_queries(video_llm: VideoLLM, sequence: CachedSequence, clip: int) -> Tensor:
+    """Append the queries of a clip to every sequence, which ends with its ``<frame>``; not autoregressive.
+
+    Args:
+        video_llm: The model.
+        sequence: The sequences.
+        clip: A number that no earlier clip has.
+
+    Returns:
+        hidden_BQD, from which the head samples the clip.
+    """
+    rows, device = sequence.last_hidden_BD.shape[0], sequence.last_hidden_BD.device
+    queries_QD = video_llm.queries(torch.arange(video_llm.num_queries, device=device))
+    block = clip if video_llm.config.generation_mode == "query_bidirectional" else -1
+    return sequence.extend(queries_QD.to(sequence.last_hidden_BD.dtype).expand(rows, -1, -1), block=block)
+
+
+def read_back(video_llm: VideoLLM, sequence: CachedSequence, features_BQC: Tensor) -> None:
+    """Let every sequence read the clip that it has just generated, as training does (`build_sequence`).
+
+    The query modes have the queries first and then, in a second ``<frame>``, the features. In the autoregressive mode
+    the features are the inputs already, all but the last.
+
+    Args:
+        video_llm: The model.
+        sequence: The sequences; afterwards they end before the clip's ``</frame>``.
+        features_BQC: Normalised features of the clip.
+    """
+    dtype = sequence.last_hidden_BD.dtype
+    if video_llm.config.generation_mode == "autoregressive":
+        sequence.append(video_llm.project(features_BQC[:, -1], dtype))
+        return
+    sequence.append_tokens(video_llm.special.frame_end, video_llm.special.frame_begin)
+    sequence.extend(video_llm.project(features_BQC, dtype))
 
 
 def sample_features(

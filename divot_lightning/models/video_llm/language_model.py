@@ -25,7 +25,7 @@ from divot_lightning.models.weights import (
     is_sharding,
     stored_tensors,
     weight_files,
-    without_memory,
+    without_values,
 )
 
 
@@ -59,7 +59,7 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
         raise UserError(f"language_model={folder!r} cannot be loaded: {first_line(error)}") from error
     rows = config.vocab_size
     config.vocab_size = max(vocabulary, rows)
-    with torch.random.fork_rng(devices=[]), without_memory():
+    with torch.random.fork_rng(devices=[]), without_values():
         # The dtype of sharded weights cannot be changed later, so it is decided here.
         dtype = {} if has_masters() else {"dtype": torch.float32}
         model = AutoModelForCausalLM.from_config(

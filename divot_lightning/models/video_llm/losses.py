@@ -2,7 +2,7 @@
 
 Both find their hidden states by the layout of the rows, so it does not matter which samples share a row. If a batch has
 no targets, a loss is 0 with a gradient of 0, and still calls the same modules: so all ranks run the same collectives,
-whatever their samples are.
+whatever their samples are. Positions are copied to the device without waiting for what it still computes.
 
 Letters: B rows, L row length, M clips of the batch, Q tokens per clip, D LLM width, C feature width, G clips of the
 batch that are generated, T targets of the next-word loss, V vocabulary.
@@ -66,8 +66,8 @@ def next_word_loss(
     flat = hidden_BLD.flatten(0, 1)
     if len(target_T) == 0:
         return 0.0 * _sum_over_tiles(_sum_of_logits, num_tiles, output_layer, flat[:1]), 0
-    hidden_TD = flat[(target_T - 1).to(flat.device)]
-    labels_T = batch.labels_BL.flatten()[target_T].to(flat.device)
+    hidden_TD = flat[(target_T - 1).to(flat.device, non_blocking=True)]
+    labels_T = batch.labels_BL.flatten()[target_T].to(flat.device, non_blocking=True)
     if num_tiles == 1:
         return functional.cross_entropy(output_layer(hidden_TD), labels_T), len(target_T)
     total = _sum_over_tiles(_sum_of_losses, num_tiles, output_layer, hidden_TD, labels_T)
@@ -130,7 +130,8 @@ def generation_loss(
     # Clips in the order of the features, so that a head samples the same noise for a clip in any layout of rows.
     clips_G, order_G = batch.clips_BL.flatten()[generated_GQ[:, 0]].sort()
     predicting_GQ = generated_GQ[order_G] - int(generation_mode == "autoregressive")
-    hidden_GQD, target_GQC = flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]
+    hidden_GQD = flat[predicting_GQ.to(flat.device, non_blocking=True)]
+    target_GQC = features_MQC[clips_G.to(flat.device, non_blocking=True)]
     return _head_loss(head, hidden_GQD, target_GQC, generation_mode), len(clips_G)
 
 

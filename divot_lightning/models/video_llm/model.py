@@ -290,7 +290,8 @@ class VideoLLM(nn.Module):
             hidden_BLD, the last hidden states, after the model's final normalisation.
         """
         mask = batch_mask(self.causal_lm.config, batch, self._config.generation_mode, embeds_BLD)
-        positions = {"position_ids": batch.position_ids_BL.to(embeds_BLD.device)} if batch.packed else {}
+        ids_BL = batch.position_ids_BL.to(embeds_BLD.device, non_blocking=True)
+        positions = {"position_ids": ids_BL} if batch.packed else {}
         model = self.causal_lm.base_model
         return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False, **positions).last_hidden_state
 

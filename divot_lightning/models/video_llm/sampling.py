@@ -13,6 +13,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
 from divot_lightning.parts.segments import Segment
+from divot_lightning.parts.sequences.rows import SequenceBatch
 
 if TYPE_CHECKING:
     from divot_lightning.models.video_llm.model import VideoLLM
@@ -52,6 +53,7 @@ def generate_text(
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    same_clips: bool = False,
 ) -> list[str]:
     """Continue prompts with text, without gradient; call it in eval mode.
 
@@ -63,6 +65,8 @@ def generate_text(
         temperature: 0 takes the most likely token each time. The released code samples with 0.7 and top_p 0.5.
         top_p: Only the most likely tokens that together reach this probability can be sampled.
         generator: Random generator on the model's device; None is the global one.
+        same_clips: Whether all prompts are about the same clips. Then ``features_MQC`` has them once, and what is alike
+            at the beginning of the prompts is computed once.
 
     Returns:
         B texts without special tokens.
@@ -70,7 +74,7 @@ def generate_text(
     if not segments:
         return []
     batch = video_llm.sequences(segments, prompt=True)
-    sequence = CachedSequence(video_llm, batch, video_llm.normalise(features_MQC, batch.num_clips))
+    sequence = _read(video_llm, batch, features_MQC, same_clips=same_clips)
     embedding, special = video_llm.causal_lm.get_input_embeddings(), video_llm.special
     running_B = torch.full_like(sequence.lengths_B, True, dtype=torch.bool)
     chosen = []
@@ -85,6 +89,19 @@ def generate_text(
         sequence.append(embedding(ids_B))
     ids_BT = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in segments]
     return [decode_text(video_llm, ids) for ids in ids_BT]
+
+
+def _read(
+    video_llm: VideoLLM, batch: SequenceBatch, features_MQC: Tensor | None, *, same_clips: bool
+) -> CachedSequence:
+    rows = len(batch.ids_BL)
+    if not same_clips:
+        return CachedSequence(video_llm, batch, video_llm.normalise(features_MQC, batch.num_clips))
+    normal_NQC = video_llm.normalise(features_MQC, batch.num_clips // rows)
+    num_common = batch.num_common
+    if (batch.clips_BL[:, num_common:] >= 0).any():  # a prompt has words before its clips that others have not
+        return CachedSequence(video_llm, batch, normal_NQC.repeat(rows, 1, 1))
+    return CachedSequence(video_llm, batch, normal_NQC, num_common=num_common)
 
 
 def decode_text(video_llm: VideoLLM, ids: list[int]) -> str:

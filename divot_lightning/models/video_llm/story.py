@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
-from divot_lightning.models.video_llm.clip_generation import autoregress, sample_features
+from divot_lightning.models.video_llm.clip_generation import (
+    append_queries,
+    autoregress,
+    read_back,
+    sample_features,
+)
 from divot_lightning.models.video_llm.sampling import decode_text, sample_tokens
 from divot_lightning.parts.segments import Kind, Segment
 
@@ -92,9 +97,9 @@ def generate_story(
             if text:
                 steps.append(StoryStep(text, is_cut=stop is None))
             break
-        _append_tokens(video_llm, sequence, stop, video_llm.special.frame_begin)
+        sequence.append_tokens(stop, video_llm.special.frame_begin)
         features_1QC = _append_clip(video_llm, sequence, len(steps), sampling.temperature, generator)
-        _append_tokens(video_llm, sequence, video_llm.special.frame_end, video_llm.special.closing[kinds[stop]])
+        sequence.append_tokens(video_llm.special.frame_end, video_llm.special.closing[kinds[stop]])
         features_QC = (features_1QC[0].float() * video_llm.feature_std_C) + video_llm.feature_mean_C
         steps.append(StoryStep(text, kinds[stop], features_QC.cpu()))
     return steps
@@ -124,26 +129,11 @@ def _write(
 def _append_clip(
     video_llm: VideoLLM, sequence: CachedSequence, clip: int, temperature: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Generate a clip after its ``<frame>`` and let the sequence read it, as training does (`build_sequence`).
-
-    The query modes have the queries first and then, in a second ``<frame>``, the features. In the autoregressive mode
-    the features are the inputs already, all but the last.
-    """
-    dtype = sequence.last_hidden_BD.dtype
+    """Generate a clip after its ``<frame>`` and let the sequence read it."""
     if video_llm.config.generation_mode == "autoregressive":
         features_1QC = autoregress(video_llm, sequence, temperature, generator)
-        sequence.append(video_llm.project(features_1QC[:, -1], dtype))
-        return features_1QC
-    device = sequence.last_hidden_BD.device
-    queries_QD = video_llm.queries(torch.arange(video_llm.num_queries, device=device)).to(dtype)
-    block = clip if video_llm.config.generation_mode == "query_bidirectional" else -1
-    hidden_1QD = sequence.extend(queries_QD[None], block=block)
-    features_1QC = sample_features(video_llm, hidden_1QD, temperature, [generator])[0]
-    _append_tokens(video_llm, sequence, video_llm.special.frame_end, video_llm.special.frame_begin)
-    sequence.extend(video_llm.project(features_1QC, dtype))
+    else:
+        hidden_1QD = append_queries(video_llm, sequence, clip)
+        features_1QC = sample_features(video_llm, hidden_1QD, temperature, [generator])[0]
+    read_back(video_llm, sequence, features_1QC)
     return features_1QC
-
-
-def _append_tokens(video_llm: VideoLLM, sequence: CachedSequence, *tokens: int) -> None:
-    ids_1T = torch.tensor([tokens], device=sequence.last_hidden_BD.device)
-    sequence.extend(video_llm.causal_lm.get_input_embeddings()(ids_1T))

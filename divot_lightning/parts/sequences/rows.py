@@ -70,6 +70,25 @@ class SequenceBatch:
         """Whether a row holds more than one sample."""
         return bool((self.samples_BL > self.samples_BL[:, :1]).any())
 
+    @property
+    def num_common(self) -> int:
+        """Number of positions at which all rows begin alike, with one sample a row: the same words and clips' features.
+
+        Each row has at least one position behind them.
+        """
+        alike_L = torch.ones(self.ids_BL.shape[1], dtype=torch.bool)
+        for values_BL in (self.ids_BL, self.token_kind_BL, self.feature_index_BL):
+            alike_L &= (values_BL == values_BL[:1]).all(dim=0)
+        shortest = int((self.token_kind_BL != TokenKind.PAD).sum(dim=1).min())
+        return min(int(alike_L.int().cumprod(dim=0).sum()), shortest - 1)
+
+    def part(self, rows: slice, columns: slice) -> SequenceBatch:
+        """Return some rows and columns; clips keep their numbers."""
+        cut: dict[str, Any] = {
+            name: value[rows, columns] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **cut)
+
     def with_last_row(self, times: int) -> SequenceBatch:
         """Repeat the last row, so that processes with fewer samples run the model on as many rows as the others."""
         rows = [*range(len(self.ids_BL)), *repeat(len(self.ids_BL) - 1, times)]

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from divot_lightning.training.config_changes import write_config
 from divot_lightning.training.reporting.run_logging import CsvMetrics
 from divot_lightning.training.reporting.services import log_settings, record_ids
+from divot_lightning.training.reporting.speed import BAR_NAMES
 from divot_lightning.training.run_folder import FINISHED
 
 SLOW_REFRESH_SECONDS = 15.0
@@ -140,7 +141,7 @@ class StepProgress(TQDMProgressBar):
             self.shown = time.monotonic()
             metrics = self.get_metrics(trainer, pl_module)
             metrics.pop("v_num", None)
-            bar.set_postfix(metrics, refresh=False)
+            bar.set_postfix({BAR_NAMES.get(name, name): value for name, value in metrics.items()}, refresh=False)
         bar.update(trainer.global_step - bar.n)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

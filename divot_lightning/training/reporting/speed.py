@@ -1,24 +1,31 @@
 """How fast a run trains: tokens and clips per second, waiting for data, memory, share of the device's peak."""
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 from torch.utils.flop_counter import FlopCounterMode
 
 from divot_lightning.parts.sequences.rows import SequenceBatch
+from divot_lightning.training.reporting.device_peaks import dense_peak
+from divot_lightning.training.reporting.process_memory import peak_bytes
 
 MEASURED_BATCHES = 8
 """Batches whose operations are counted; not all, since counting takes time."""
 
+BAR_NAMES = {
+    "speed/tokens_per_second": "tokens/s",
+    "speed/clips_per_second": "clips/s",
+    "speed/share_of_peak": "of peak",
+    "speed/data_wait": "data wait",
+    "speed/peak_memory_gib": "GiB",
+}
+"""The metrics in the progress bar, and their short names there."""
+
 _WORKS = ("tokens", "clips", "samples")
-_BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 _COMPUTE_DTYPES = {"16": torch.float16, "bf": torch.bfloat16}
 """By the first letters of the trainer's precision."""
 
@@ -53,9 +60,12 @@ class TrainingSpeed(Callback):
         - `speed/peak_memory_gib`: the most memory that any process has taken so far, in GiB: of the GPU, as torch
           allocates it, or of the process.
         - `speed/share_of_peak`: operations per second divided by the dense peak of the GPUs at the precision of the
-          run, as Lightning's table knows it; absent for other devices. Matrix products, convolutions and attention of
-          the forward and the backward pass count, recomputed activations too. torch counts them in the first
-          `MEASURED_BATCHES` batches; later ones are taken to need as many for each token or clip.
+          run, see `divot_lightning.training.reporting.device_peaks`; absent for devices whose peak is not known. Matrix
+          products, convolutions and attention of the forward and the backward pass count, recomputed activations too.
+          torch counts them in the first `MEASURED_BATCHES` batches; later ones are taken to need as many for each token
+          or clip.
+
+    The progress bar has all of them but the samples, under the names in `BAR_NAMES`.
     """
 
     def __init__(self) -> None:
@@ -110,9 +120,8 @@ class TrainingSpeed(Callback):
             self._operations = 0
         if trainer.global_step == self._step or trainer.global_step % _log_every(trainer):
             return
-        bar = "tokens" if self._done["tokens"] else "clips"
         for name, value in self._metrics(trainer).items():
-            pl_module.log(f"speed/{name}", value, prog_bar=name.startswith(bar), batch_size=1)
+            pl_module.log(f"speed/{name}", value, prog_bar=f"speed/{name}" in BAR_NAMES, batch_size=1)
         self._restart(trainer)
 
     def _metrics(self, trainer: Trainer) -> dict[str, float]:
@@ -170,17 +179,15 @@ def _log_every(trainer: Any) -> int:
 
 
 def _peak_operations(trainer: Trainer) -> int | None:
-    device = trainer.strategy.root_device
-    if device.type != "cuda":
-        return None
-    return get_available_flops(device, _COMPUTE_DTYPES.get(str(trainer.precision)[:2], torch.float32))
+    dtype = _COMPUTE_DTYPES.get(str(trainer.precision)[:2], torch.float32)
+    return dense_peak(trainer.strategy.root_device, dtype)
 
 
 def _peak_memory(trainer: Trainer) -> float:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_MAXRSS)
+    return float(peak_bytes())
 
 
 def _over_ranks(trainer: Trainer, values: list[float], reduce_op: str) -> list[float]:

@@ -1,5 +1,6 @@
 """Base of all stages: building, sync checks, global means, gradient norm, skipped steps."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,7 @@ class Stage(LightningModule):
         self.gradient_norm: float | None = None
         self.step_keys: list[str] = []
         self.step_means: dict[str, tuple[float, int]] = {}
+        self.unread_loss: GlobalLoss | None = None
         # In checkpoints, since the budget is one for the whole run.
         self.register_buffer("nonfinite_steps", torch.tensor(0))
 
@@ -159,39 +161,41 @@ class Stage(LightningModule):
             batch: The batch of these losses.
 
         Returns:
-            The loss, scalar. If the loss of any process is not finite, all processes skip the optimizer step: the loss
-            returned then depends on no parameter.
+            The loss, scalar. Whether those of all processes are finite is seen after the backward pass, which does not
+            wait for them. If one is not, all processes skip the optimizer step. Losses of later batches of that step
+            then depend on no parameter.
         """
-        result = self._step_mean(parts, batch)
+        num_batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
+        step = batch.get(STEP_COUNTS) if num_batches > 1 else None
+        if num_batches > 1:
+            check_step(step, self.batch_number, num_batches, {name: part.count for name, part in parts.items()})
+        result = global_mean(parts, step.total if step is not None else None, num_batches)
         self.step_keys += list(batch.get("key", []))
-        if not result.finite:
-            finite = all(bool(part.mean.isfinite()) for part in parts.values())
-            self._skip_step("loss", gather_nonfinite_ranks(result.loss.item(), self.step_keys, finite))
-        else:
-            self._log("train", parts, result)
+        self.unread_loss = result
         return result.loss.new_zeros((), requires_grad=True) if self.step_skipped else result.loss
 
-    def _step_mean(self, parts: Mapping[str, LossPart], batch: Batch) -> GlobalLoss:
-        """Weight a batch by its fraction of the step; with accumulated batches, return the means of the step so far."""
-        num_batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
-        if num_batches == 1:
-            return global_mean(parts)
-        step = batch.get(STEP_COUNTS)
-        check_step(step, self.batch_number, num_batches, {name: part.count for name, part in parts.items()})
-        assert step is not None
-        result = global_mean(parts, step.total, num_batches)
-        self.step_means = merge_means(self.step_means, result.parts)
-        return result._replace(mean=weighted_sum(parts, self.step_means), parts=self.step_means)
+    def on_after_backward(self) -> None:
+        """Log the losses, or skip the step if they are not finite."""
+        result, self.unread_loss = self.unread_loss, None
+        if result is None:
+            return
+        if not result.finite:
+            loss = result.loss.item()
+            self._skip_step("loss", gather_nonfinite_ranks(loss, self.step_keys, math.isfinite(loss)))
+            return
+        self.step_means = merge_means(self.step_means, result.parts) if self.step_means else result.parts
+        self._log("train", result.weights, self.step_means)
 
     def log_validation(self, parts: Mapping[str, LossPart]) -> None:
         """Log means over all processes and batches."""
-        self._log("validation", parts, global_mean(parts))
+        result = global_mean(parts)
+        self._log("validation", result.weights, result.parts)
 
-    def _log(self, split: Split, parts: Mapping[str, LossPart], result: GlobalLoss) -> None:
-        if "loss" not in parts and result.parts:
-            samples = max(count for _, count in result.parts.values())
-            self.log(f"{split}/loss", result.mean, prog_bar=True, batch_size=samples)
-        for name, (value, count) in result.parts.items():
+    def _log(self, split: Split, weights: Mapping[str, float], means: Mapping[str, tuple[float, int]]) -> None:
+        if "loss" not in weights and means:
+            samples = max(count for _, count in means.values())
+            self.log(f"{split}/loss", weighted_sum(weights, means), prog_bar=True, batch_size=samples)
+        for name, (value, count) in means.items():
             self.log(f"{split}/{name}", value, prog_bar=True, batch_size=count)
 
     def _skip_step(self, what: str, nonfinite_ranks: list[Any]) -> None:
@@ -226,6 +230,7 @@ class Stage(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the global gradient norm, before clipping, of every optimizer step that was taken."""
+        self.on_after_backward()  # ZeRO leaves the backward pass of a skipped step out
         if self._zero is not None:
             self.gradient_norm, self._zero.step_outcome = self._zero.step_outcome, None
             self._note_gradient()

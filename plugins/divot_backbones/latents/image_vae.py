@@ -23,7 +23,7 @@ class ImageVAELatents(FrozenVAE):
         subfolder: str | None = None,
         config: dict[str, Any] | None = None,
         scale: float | None = None,
-        batch_size: int = 1,
+        batch_size: int | None = None,
     ) -> None:
         """Build the VAE.
 
@@ -35,9 +35,11 @@ class ImageVAELatents(FrozenVAE):
             scale: Latents are multiplied by it, so that their standard deviation is near 1; None for the VAE's own
                 (0.18215 for Stable Diffusion's).
             batch_size: Frames of each clip that pass through the VAE at a time: 16 frames at a time need the memory of
-                16, and are faster on a GPU.
+                16. None for what suits the device: one frame on a CPU, where several took twice the time, and a whole
+                clip on others, which one frame does not keep busy.
         """
         super().__init__("AutoencoderKL", Origin("latents", pretrained, revision, subfolder, config), batch_size)
+        self.batch_size = batch_size
         settings = self.vae.config
         self.scale = float(settings.scaling_factor if scale is None else scale)
         self.shift = float(settings.shift_factor or 0.0)
@@ -51,7 +53,8 @@ class ImageVAELatents(FrozenVAE):
         self.check_pixels(video_BFCHW)
         # Clip by clip, so that the bits of a clip's latents do not depend on the batch: cached ones equal those of a
         # training, in which the batches are others.
-        chunks = [posterior_of(self.vae, chunk) for clip in video_BFCHW for chunk in clip.split(self.batch_size)]
+        size = self.batch_size or (1 if video_BFCHW.device.type == "cpu" else video_BFCHW.shape[1])
+        chunks = [posterior_of(self.vae, _last(chunk)) for clip in video_BFCHW for chunk in clip.split(size)]
         return torch.cat(chunks).unflatten(0, video_BFCHW.shape[:2])
 
     def sample(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
@@ -64,5 +67,13 @@ class ImageVAELatents(FrozenVAE):
     def decode(self, latents_BFchw: Tensor, num_frames: int) -> Tensor:
         """Turn latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
         given = latents_BFchw / self.scale + self.shift
-        chunks = [self.vae.decode(chunk.flatten(0, 1)).sample for chunk in given.split(self.batch_size, dim=1)]
+        if self.batch_size is None and given.device.type != "cpu":
+            return torch.stack([self.vae.decode(_last(clip)).sample for clip in given])
+        parts = [chunk.flatten(0, 1) for chunk in given.split(self.batch_size or 1, dim=1)]
+        chunks = [self.vae.decode(_last(part)).sample for part in parts]
         return torch.cat([chunk.unflatten(0, (len(given), -1)) for chunk in chunks], dim=1)
+
+
+def _last(frames: Tensor) -> Tensor:
+    """Put the channels of frames last in memory: convolutions keep this order, and were 1.16 times as fast on a CPU."""
+    return frames.contiguous(memory_format=torch.channels_last)

@@ -21,13 +21,13 @@ class FrozenVAE(Latents):
     Args:
         class_name: Class of the VAE.
         origin: Where it comes from.
-        batch_size: Frames or clips that pass through the VAE at a time, at least 1.
+        batch_size: Frames or clips that pass through the VAE at a time, at least 1; None where the device decides.
     """
 
-    def __init__(self, class_name: str, origin: Origin, batch_size: int) -> None:
+    def __init__(self, class_name: str, origin: Origin, batch_size: int | None) -> None:
         super().__init__()
-        require_at_least(1, "latents.", batch_size=batch_size)
-        self.batch_size = batch_size
+        if batch_size is not None:
+            require_at_least(1, "latents.", batch_size=batch_size)
         vae, self.source = build_model(class_name, origin)
         self.vae = vae.requires_grad_(False).eval()
         without_origin = {"pretrained": None, "revision": None, "subfolder": None}

@@ -94,6 +94,7 @@ class VideoVAELatents(FrozenVAE):
         """
         require_one_of(VIDEO_VAES, "latents.", vae=vae)
         super().__init__(vae, Origin("latents", pretrained, revision, subfolder, config), batch_size)
+        self.batch_size = batch_size
         row, settings = VIDEO_VAES[vae], self.vae.config
         self.channels = int(settings[row.channels])
         self.block_size, self.frame_stride = row.block_size(settings), row.frame_stride(settings)

@@ -105,6 +105,34 @@ def test_the_batch_size_changes_neither_latents_nor_noise(vae_folder, videos, ba
     torch.testing.assert_close(*decoded, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("device", "frames"), [("cpu", [1] * 6), ("meta", [3, 3])])
+def test_without_a_batch_size_the_device_decides_how_many_frames_are_encoded_at_a_time(
+    vae_folder, videos, monkeypatch, device, frames
+):
+    latents, at_once = vae_latents(vae_folder, batch_size=None).to(device), []
+    encode, decode = latents.vae.encode, latents.vae.decode
+    monkeypatch.setattr(latents.vae, "encode", lambda pixels: at_once.append(len(pixels)) or encode(pixels))
+    posterior = latents.posterior(videos.to(device))
+    assert posterior.shape == (2, 3, 4, 8, 12)
+    assert at_once == frames
+    at_once.clear()
+    monkeypatch.setattr(latents.vae, "decode", lambda given: at_once.append(len(given)) or decode(given))
+    assert latents.decode(posterior[:, :, :2], 3).shape == videos.shape
+    assert at_once == ([2] * 3 if device == "cpu" else [3, 3])
+
+
+def test_convolutions_get_the_channels_last_in_memory(vae_folder, videos):
+    latents, orders = vae_latents(vae_folder), []
+    for module in latents.vae.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda _, given: orders.append(given[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    latents.decode(latents.encode(videos), 3)
+    assert len(orders) > 20
+    assert all(orders)
+
+
 def test_the_scale_is_the_vaes_own_unless_it_is_given_and_is_recorded(vae_folder):
     own, given = ImageVAELatents(str(vae_folder)), ImageVAELatents(str(vae_folder), scale=0.5)
     assert (own.init_args["scale"], given.init_args["scale"]) == (0.18215, 0.5)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.mse import MSEHead
@@ -57,6 +58,19 @@ class Other(nn.Module):
     def __init__(self, config: PartConfig) -> None:
         super().__init__()
         self.config = config
+
+
+class Drawn(TorchDispatchMode):
+    """Counts the parameters that get random values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func) in ("aten.normal_.default", "aten.uniform_.default"):
+            self.parameters += isinstance(args[0], nn.Parameter)
+        return func(*args, **(kwargs or {}))
 
 
 class WithWords(nn.Module):
@@ -126,6 +140,36 @@ def test_stored_tensors_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
     load_component(tmp_path / "part", Part)
     assert len(alive) >= 12
     assert max(alive) <= 1
+
+
+def test_no_random_weights_are_drawn_before_the_stored_ones_are_read(tmp_path):
+    part = saved(tmp_path / "part", inner=Inner(2))
+    random = Drawn()
+    with random:
+        Part(PartConfig())
+    assert random.parameters > 0, "built alone, it draws them"
+    random.parameters = 0
+    with random:
+        loaded = load_component(tmp_path / "part", Part)
+    assert random.parameters == 0
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in part.state_dict().items())
+
+
+class WithNoise(nn.Module):
+    """A fixed draw that no file holds."""
+
+    def __init__(self, config: PartConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.Linear(config.width, config.width)
+        generator = torch.Generator().manual_seed(7)
+        self.register_buffer("noise", torch.empty(5).normal_(generator=generator), persistent=False)
+
+
+def test_random_buffers_that_are_not_stored_are_drawn(tmp_path):
+    part = WithNoise(PartConfig())
+    save_component(part, tmp_path / "part")
+    assert torch.equal(load_component(tmp_path / "part", WithNoise).noise, part.noise)
 
 
 def test_tied_weights_stay_tied_and_are_stored_once(tmp_path):

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from divot_lightning.deepspeed_zero.deepspeed_setup import prepare_deepspeed_for_cpu
 from divot_lightning.deepspeed_zero.sharded_weights import ShardedWeights, gathered, refuse_scalar
 from divot_lightning.errors import UserError
-from divot_lightning.models.weights import Misfit, fill, held_by, shard_rest, stored_tensors, without_memory
+from divot_lightning.models.weights import Misfit, fill, held_by, shard_rest, stored_tensors, without_values
 from divot_lightning.testing import run_distributed
 
 WIDTH, LAYERS = 128, 24
@@ -102,7 +102,7 @@ def build(rank: int, folder: str) -> dict[str, Any]:
         shard_rest(nn.Linear(2, 2))  # what DeepSpeed does once
         file = Path(folder) / "stack.safetensors"
         with Held(mapped=file.stat().st_size) as from_file:
-            with without_memory():
+            with without_values():
                 read = stack()
             fill(read, stored_tensors([file]))
         with Held() as by_parts:
@@ -110,12 +110,12 @@ def build(rank: int, folder: str) -> dict[str, Any]:
             for _ in range(LAYERS):
                 drawn.append(nn.Linear(WIDTH, WIDTH))
                 shard_rest(drawn)
-        with without_memory():
+        with without_values():
             tied, lacking = Tied(), Tied()
         found = fill(tied, stored_tensors([Path(folder) / "tied.safetensors"]))
         missing = fill(lacking, stored_tensors([file]))
     with held_by(FaultyWeights(SETTINGS), masters=False):
-        with without_memory():
+        with without_values():
             damaged = stack()
         with pytest.raises(UserError) as refused:
             fill(damaged, stored_tensors([file]))

@@ -63,3 +63,13 @@ def test_one_process_needs_no_other():
     expected = parts["text"].mean + 0.5 * parts["head"].mean
     torch.testing.assert_close(result.loss, expected)
     assert result.mean == pytest.approx(expected.item())
+
+
+def test_the_loss_is_there_before_the_device_has_computed_it():
+    """A meta tensor has no value: whoever reads it fails, as reading a GPU's tensor waits."""
+    loss = torch.ones(1, device="meta", requires_grad=True).sum()
+    result = global_mean({"text": LossPart(loss, 3), "head": LossPart(loss, 0, 0.5)})
+    result.loss.backward()
+    assert result.loss.is_meta
+    with pytest.raises(NotImplementedError):
+        _ = result.finite

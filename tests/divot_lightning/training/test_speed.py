@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from divot_lightning.parts.sequences.rows import collate_sequences
 from divot_lightning.parts.sequences.tokens import TokenSequence
 from divot_lightning.training.reporting import speed
+from divot_lightning.training.reporting.run_callbacks import StepProgress
 from divot_lightning.training.reporting.speed import DataWait, TrainingSpeed, batch_work
 
 WAIT, STEP, VALIDATION = 3.0, 5.0, 100.0
@@ -112,6 +114,17 @@ def test_rates_count_the_whole_time_of_steps_and_waiting(clock: Clock) -> None:
         assert row["speed/data_wait"] == pytest.approx(WAIT / (STEP + WAIT))
         assert row["speed/peak_memory_gib"] > 0.05
         assert "speed/share_of_peak" not in row, "nobody knows the peak of this processor"
+
+
+def test_the_bar_has_rate_waiting_memory_and_share_of_the_peak(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, float]] = []
+    monkeypatch.setattr(speed, "_peak_operations", lambda trainer: 1000)
+    monkeypatch.setattr(Tqdm, "set_postfix", lambda bar, metrics, **more: shown.append(dict(metrics)))
+    bar = StepProgress("toy")
+    bar.refresh_seconds = 0.0
+    _rows(clock, TwoLayers(clock), enable_progress_bar=True, callbacks=[TrainingSpeed(), bar])
+    assert shown[-1].keys() == {"clips/s", "of peak", "data wait", "GiB"}
+    assert shown[-1]["clips/s"] == pytest.approx(6 / (STEP + WAIT), rel=1e-2)
 
 
 def test_accumulated_batches_count_all(clock: Clock) -> None:

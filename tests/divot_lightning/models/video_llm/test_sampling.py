@@ -3,9 +3,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from divot_lightning.models.video_llm.clip_generation import _generate_clip
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sampling import sample_tokens
-from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, GENERATION_MODES, C, Q
+from divot_lightning.models.video_llm.sampling import _read, sample_tokens
+from divot_lightning.parts.segments import Clips, Text
+from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, GENERATION_MODES, C, Q, features
 
 
 def test_temperature_zero_takes_the_most_likely_token():
@@ -61,3 +63,84 @@ def test_features_are_generated_on_the_sphere_and_read_back_from_there(make, gen
         torch.testing.assert_close(raw_NC, features_MQC[0, :-1])
     first = plain.generate_features([GENERATE])[:, 0]
     torch.testing.assert_close(torch.cosine_similarity(first, features_MQC[:, 0]), torch.ones(1))
+
+
+CLIPS = Clips(4, "read")
+QUESTIONS = [[CLIPS, Text(words, learn=False)] for words in ("a red", "a red circle moves left", "a blue square")]
+BEHIND_WORDS = [[*first, CLIPS] for first in ([Text("a", learn=False)], [Text("a red circle", learn=False)])]
+
+
+def passed_positions(monkeypatch, video_llm):
+    """Return a list that gets the number of positions of each pass of the language model."""
+    passed, model = [], video_llm.causal_lm.base_model
+    forward = model.forward
+
+    def watched(*args, **more):
+        passed.append(more["inputs_embeds"].shape[:2].numel())
+        return forward(*args, **more)
+
+    monkeypatch.setattr(model, "forward", watched)
+    return passed
+
+
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+@pytest.mark.parametrize("prompts", [QUESTIONS, BEHIND_WORDS])
+def test_questions_about_the_same_clips_have_the_states_that_they_have_apart(make, generation_mode, prompts):
+    video_llm = make(generation_mode=generation_mode)
+    batch, given = video_llm.sequences(prompts, prompt=True), features(4)
+    with torch.no_grad():
+        together = _read(video_llm, batch, given, same_clips=True)
+        apart = _read(video_llm, batch, given.repeat(len(prompts), 1, 1), same_clips=False)
+        following = torch.randn(len(prompts), video_llm.causal_lm.config.hidden_size)
+        torch.testing.assert_close(together.last_hidden_BD, apart.last_hidden_BD)
+        torch.testing.assert_close(together.append(following), apart.append(following))
+
+
+def test_clips_are_read_once_for_all_questions(make, monkeypatch):
+    video_llm = make()
+    passed = passed_positions(monkeypatch, video_llm)
+    texts = [video_llm.generate_text([one], features(4), max_new_tokens=5)[0] for one in QUESTIONS]
+    alone, rest = passed[0], len(passed)
+    assert video_llm.generate_text(QUESTIONS, features(4), max_new_tokens=5, same_clips=True) == texts
+    first, second = passed[rest : rest + 2]
+    assert first >= 4 * Q, "the clips, once"
+    assert second < 3 * alone / 2, "the words of all questions"
+
+
+def generate_one_by_one(video_llm, sample, count, generator):
+    """Generate the clips of a sample as those of samples that end one clip later each, from their first token on."""
+    clips = []
+    for number in range(count):
+        first = [*sample, Clips(number + 1, "generate")]
+        batch = video_llm.sequences([first], prompt=True)
+        given = torch.stack([*clips, torch.zeros(Q, C)])
+        new = _generate_clip(video_llm, batch, video_llm.normalise(given, number + 1), 1.0, [generator])[0, 0]
+        clips.append(new * video_llm.feature_std_C + video_llm.feature_mean_C)
+    return torch.stack(clips)
+
+
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_clips_in_turn_are_those_of_samples_that_end_with_them(make, generation_mode):
+    video_llm = make(generation_mode=generation_mode)
+    video_llm.set_feature_statistics(torch.arange(5.0), torch.arange(1.0, 6.0))
+    texts = [[Text("a blue square", learn=False)], [Text("a red circle moves left", learn=False)]]
+    samples = [[*texts[0], Clips(3, "generate")], [*texts[1], Clips(2, "generate")]]
+
+    def seeded(seed):
+        return torch.Generator().manual_seed(seed)
+
+    with torch.no_grad():
+        apart = [generate_one_by_one(video_llm, texts[row], 3 - row, seeded(row)) for row in (0, 1)]
+        together = video_llm.generate_features(samples, generator=[seeded(0), seeded(1)])
+    torch.testing.assert_close(together, torch.cat(apart), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_the_positions_that_are_computed_grow_linearly_with_the_clips(make, generation_mode, monkeypatch):
+    video_llm = make(generation_mode=generation_mode)
+    passed, totals = passed_positions(monkeypatch, video_llm), []
+    for count in (2, 4, 6):
+        passed.clear()
+        video_llm.generate_features([[Text("a blue square", learn=False), Clips(count, "generate")]])
+        totals.append(sum(passed))
+    assert totals[2] - totals[1] == totals[1] - totals[0]
