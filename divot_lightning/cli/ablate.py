@@ -56,12 +56,13 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what is left and what it costs, as far as it was measured, and stop",
+        help="check the recipe and all settings, print what is left and what it costs, as far as it was measured, and "
+        "stop",
     )
     options.add_argument(
         "--rates",
         metavar="FOLDER",
-        help="an experiment whose training rates and sizes --dry-run uses",
+        help="an experiment whose training rates, times of other steps and sizes --dry-run uses",
     )
     instead.add_argument("--list", action="store_true", help="print the names of the trials, one per line, and stop")
     instead.add_argument("--slurm", action="store_true", help="write FOLDER/array.sh, a SLURM array job, and stop")
@@ -108,7 +109,7 @@ def _refuse_idle(args: argparse.Namespace) -> None:
 
 
 def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = None) -> int:
-    """Print the steps that are left and what they cost.
+    """Print the trials that cannot run, the steps that are left and what they cost.
 
     Args:
         recipe: The experiment.
@@ -117,18 +118,22 @@ def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = N
         rates: Folder of another experiment, whose rates of training are used.
 
     Returns:
-        The exit status.
+        The exit status: 1 if a trial cannot run.
     """
-    from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps, measured_rates
+    from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps
     from divot_lightning.experiments.plan.matching import planned_grid
+    from divot_lightning.experiments.plan.rates import measured_rates
+    from divot_lightning.experiments.run import check_experiment, refused_trials
 
     require_at_least(1, "--", jobs=jobs)
     if rates and not (Path(rates) / "steps").is_dir():
         raise UserError(f"--rates {rates} holds no experiment; give the --folder of one")
+    check_experiment(recipe, folder)
     known = {**(measured_rates(Path(rates)) if rates else {}), **measured_rates(folder)}
     grid, unknown = planned_grid(recipe, folder)
+    refused = refused_trials(grid, folder)
     sys.stdout.write(describe_estimate(estimate_steps(grid, folder, known, unknown), folder, jobs))
-    return 0
+    return 1 if refused else 0
 
 
 def run(

@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
         default=2,
         help="processes that run side by side, with one thread each; GPUs are divided among them",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print what is left and what it costs, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all settings, print what is left and its cost, and stop"
+    )
     return parser
 
 

@@ -63,13 +63,13 @@ def run_experiment(
         UserError: The folder holds another experiment, the part is unknown or comes too early, the protocols of a
             score differ, or a folder to reuse holds no experiment.
     """
-    baseline_of(recipe, [TrialResult(trial) for trial in make_trials(recipe)])
+    check_experiment(recipe, folder)
     require_experiments(reuse)
     lock_recipe(recipe, folder)
     _check_part(recipe, part)
     for name in link_done_steps(make_grid(recipe, folder), folder, reuse):
         sys.stderr.write(f"{name}: taken from another experiment\n")
-    refused = _refused_trials(make_grid(recipe, folder), folder, part)
+    refused = refused_trials(make_grid(recipe, folder), folder, part)
     grid, failures = matched_grid(recipe, folder, jobs, "" if part == SHARED else part, refused)
     steps = [step for step in _part(grid, part, folder) if step.name in _names_of(grid, failures)]
     runner = StepRunner(steps, folder, jobs=jobs, part=part)
@@ -80,8 +80,27 @@ def run_experiment(
     return results
 
 
-def _refused_trials(grid: Grid, folder: Path, part: str) -> dict[str, str]:
-    """Find trials with wrong settings before their shared steps train for hours, and print them with the reason."""
+def check_experiment(recipe: Experiment, folder: Path) -> None:
+    """Check what can be checked without torch and without writing anything.
+
+    Raises:
+        UserError: The baseline is no combination of variants, or the folder holds another experiment or something else.
+    """
+    baseline_of(recipe, [TrialResult(trial) for trial in make_trials(recipe)])
+    _require_own_folder(recipe, folder)
+
+
+def refused_trials(grid: Grid, folder: Path, part: str = "") -> dict[str, str]:
+    """Find trials with wrong settings before their shared steps train for hours, and print them with the reason.
+
+    Args:
+        grid: The plan of the experiment.
+        folder: Its folder; the settings of steps that are done are not looked at.
+        part: A trial, if only that runs.
+
+    Returns:
+        The reasons by name of the trial.
+    """
     trials = [part] if part in grid.steps else list(grid.steps)
     planned = {s.step.name: s.step for trial in trials for s in grid.steps[trial].values()}
     wrong = wrong_settings([step for step in planned.values() if not is_done(folder, step.name)])
@@ -131,6 +150,12 @@ def lock_recipe(recipe: Experiment, folder: Path) -> None:
     Raises:
         UserError: The folder holds another experiment, or something else.
     """
+    _require_own_folder(recipe, folder)
+    make_folder(folder)
+    write_atomically(folder / "recipe.yaml", yaml.safe_dump(dict(recipe.content), sort_keys=False))
+
+
+def _require_own_folder(recipe: Experiment, folder: Path) -> None:
     path = folder / "recipe.yaml"
     if path.is_file():
         changed = _changed_step(path, recipe, folder)
@@ -141,8 +166,6 @@ def lock_recipe(recipe: Experiment, folder: Path) -> None:
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--folder {folder} exists and holds no experiment; give one that does not exist yet.")
-    make_folder(folder)
-    write_atomically(path, yaml.safe_dump(dict(recipe.content), sort_keys=False))
 
 
 def _changed_step(path: Path, now: Experiment, folder: Path) -> str:

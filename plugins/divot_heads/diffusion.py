@@ -32,6 +32,8 @@ class DiffusionHead(GenerationHead):
     Objective (b) of Divot (arXiv:2412.04432, section 3.2), which does not state the size of the denoiser, the
     schedule or the number of steps. Default width and depth are MAR's; the schedule is cosine with 1000 steps.
     Tokens are sampled independently of each other. Guidance as in MAR's code, if trained with `condition_dropout`.
+    MAR's denoiser also learns the variance of each step; here it is that of DDPM's posterior (arXiv:2006.11239,
+    equation 7), and `temperature` multiplies the noise of the start too.
     """
 
     sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps", "guidance")

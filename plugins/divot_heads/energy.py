@@ -22,7 +22,9 @@ class EnergyHead(GenerationHead):
     proper: only the distribution of the targets minimises it (Gneiting and Raftery 2007, section 4.3). The first term
     pulls samples towards targets, the second keeps them apart. It is estimated, without bias, from `samples_per_token`
     samples, and divided by C^(a / 2), so that it does not grow with the width. Samples of a token cost one pass; tokens
-    are sampled independently of each other. CALM trains with 8 samples and a = 1.
+    are sampled independently of each other. CALM trains with 8 samples and a = 1, as here. Its noise is uniform, and it
+    averages the score over 100 samples of the distribution that its autoencoder gives for a target; here a target is
+    one token and the noise is normal.
     """
 
     def __init__(

@@ -20,7 +20,8 @@ class FlowTokenHead(RectifiedFlowHead):
     Loss: |f((1 - s) x + s e, s, h) - (e - x)|^2 / C for features x, noise e, hidden state h and s = logistic(N(0, 1));
     see `divot_heads.rectified_flow`. Tokens are sampled independently of each other. NextStep-1's denoiser has width
     1536 and depth 12, for an LLM of 14 billion parameters; the default is that of `DiffusionHead`, so that the two
-    differ in the objective only.
+    differ in the objective only. Sampling follows the ordinary differential equation; NextStep-1's code follows a
+    stochastic one, with 20 steps of Euler and Maruyama.
     """
 
     def __init__(

@@ -42,6 +42,8 @@ class MeanFlowHead(GenerationHead):
     remove one alone made it worse (one seed each). A power of 1 makes the loss log(d + 0.001), whose minimum lies near
     a mode of the targets, not at their mean: four steps gave 0.048, with a power of 0 0.007. And one step needs
     u(e, 0, 1), while logit-normal times are hardly ever so far apart: with a power of 0 alone one step gave 0.16.
+    One difference is no setting: rows without an interval have one sampled time, while public code
+    (zhuyu-cs/MeanFlow, loss.py) gives them the larger of two, which prefers noise.
     """
 
     sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps",)

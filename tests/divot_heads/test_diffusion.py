@@ -8,11 +8,66 @@ from divot_lightning.errors import UserError
 
 
 def test_schedule_is_the_cosine_one():
-    cumulative = cosine_scheduler("v").alphas_cumprod.double()
-    steps = torch.arange(1, 1001, dtype=torch.float64) / 1000
-    angle = lambda t: torch.cos((t + 0.008) / 1.008 * torch.pi / 2) ** 2  # noqa: E731
-    expected = angle(steps) / angle(torch.zeros(1, dtype=torch.float64))
-    torch.testing.assert_close(cumulative[:-1], expected[:-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(cosine_scheduler("v").alphas_cumprod.double(), cosine_alphas(), atol=1e-5, rtol=0)
+
+
+def cosine_alphas():
+    """The cumulative alphas of arXiv:2102.09672, section 3.2, equation 17, with betas of at most 0.999; float64."""
+    angle = lambda t: torch.cos((t / 1000 + 0.008) / 1.008 * torch.pi / 2) ** 2  # noqa: E731
+    steps = torch.arange(1000, dtype=torch.float64)
+    return (1 - (1 - angle(steps + 1) / angle(steps)).clamp(max=0.999)).cumprod(dim=0)
+
+
+class Recorder(torch.nn.Module):
+    """Keeps its inputs and predicts a known function of them."""
+
+    def forward(self, noisy_NC, timestep_N, condition_ND):
+        self.noisy, self.timestep, self.condition = noisy_NC, timestep_N, condition_ND
+        return 0.3 * noisy_NC + 0.1 * condition_ND[:, :1]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_loss_is_the_error_of_noise_or_velocity_at_equally_likely_steps(prediction):
+    """v = sqrt(a) e - sqrt(1 - a) x (arXiv:2202.00512, appendix D)."""
+    head = DiffusionHead(8, 3, prediction=prediction, width=8, depth=1, draws_per_token=3)
+    head.denoiser = seen = Recorder()
+    torch.manual_seed(0)
+    hidden, target = torch.randn(400, 5, 8), torch.randn(400, 5, 3)
+    loss = head.loss(hidden, target)
+    clean = target.reshape(-1, 3).repeat(3, 1).double()
+    signal, spread = ((part := cosine_alphas()[seen.timestep][:, None]).sqrt(), (1 - part).sqrt())
+    noise = (seen.noisy.double() - signal * clean) / spread
+    wanted = noise if prediction == "epsilon" else signal * noise - spread * clean
+    predicted = 0.3 * seen.noisy + 0.1 * seen.condition[:, :1]
+    assert loss.item() == pytest.approx((predicted - wanted).square().mean().item(), rel=1e-4)
+    assert torch.equal(seen.condition, hidden.reshape(-1, 8).repeat(3, 1))
+    assert (noise.mean().item(), noise.std().item()) == pytest.approx((0, 1), abs=0.03)
+    fractions = torch.quantile(seen.timestep.double() / 999, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    torch.testing.assert_close(fractions, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100])
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_sampler_draws_from_the_posterior_of_ddpm_between_the_visited_steps(prediction, steps):
+    """Mean and variance of q(x_s | x_t, x_0) (arXiv:2006.11239, equations 6 and 7), for betas of the visited steps."""
+    head = DiffusionHead(8, 3, prediction=prediction, width=8, depth=1, sampling_steps=steps)
+    head.denoiser = Recorder()
+    torch.manual_seed(0)
+    hidden, generator = torch.randn(2, 4, 8), torch.Generator().manual_seed(1)
+    state = 0.7 * torch.randn(8, 3, generator=generator).double()
+    alphas = cosine_alphas()[sampling_times(prediction, steps)].tolist()
+    for now, after in pairwise([*alphas, 1.0]):
+        predicted = 0.3 * state + 0.1 * hidden.reshape(-1, 8)[:, :1]
+        if prediction == "epsilon":
+            clean = (state - (1 - now) ** 0.5 * predicted) / now**0.5
+        else:
+            clean = now**0.5 * state - (1 - now) ** 0.5 * predicted
+        alpha = now / after
+        mean = (after**0.5 * (1 - alpha) * clean + alpha**0.5 * (1 - after) * state) / (1 - now)
+        noise = torch.randn(8, 3, generator=generator)
+        state = mean + 0.7 * ((1 - alpha) * (1 - after) / (1 - now)) ** 0.5 * noise
+    found = head.sample(hidden, temperature=0.7, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found.reshape(-1, 3).double(), state, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])

@@ -57,6 +57,15 @@ def test_the_loss_is_the_score_of_samples_over_the_root_of_the_width():
     torch.testing.assert_close(loss, expected)
 
 
+def test_a_sample_is_what_the_generator_makes_of_standard_normal_noise():
+    head = EnergyHead(4, 9, width=8, depth=1)
+    head.generator = Shift()
+    hidden = torch.randn(5, 6, 4)
+    features = head.sample(hidden, temperature=0.7, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(30, 9, generator=torch.Generator().manual_seed(0)).view(5, 6, 9)
+    torch.testing.assert_close(features, 0.7 * noise + hidden[..., :1])
+
+
 def test_equal_samples_have_a_finite_gradient():
     samples = torch.zeros(3, 2, 4, requires_grad=True)
     energy_score(samples, torch.zeros(2, 4)).sum().backward()

@@ -190,6 +190,13 @@ def test_components_are_drawn_by_their_weights():
     assert (samples > 0).float().mean().item() == pytest.approx(0.2, abs=0.02)
 
 
+def test_temperature_divides_the_logits_of_the_components():
+    """Weights 0.8 and 0.2 at temperature 0.5 become 0.64 / 0.68 and 0.04 / 0.68."""
+    params = torch.cat([torch.tensor([-5.0, 5.0, -4.0, -4.0]), torch.tensor([0.8, 0.2]).log()]).expand(20_000, 1, 6)
+    samples = gmm_sample(params, 2, temperature=0.5, generator=torch.Generator().manual_seed(0))
+    assert (samples > 0).float().mean().item() == pytest.approx(0.04 / 0.68, abs=0.01)
+
+
 def test_temperature_zero_gives_the_mean_of_the_likeliest_component():
     params = torch.tensor([-5.0, 5.0, 1.0, 1.0, 0.0, 2.0]).expand(3, 2, 6)
     assert torch.equal(gmm_sample(params, 2, temperature=0.0), torch.full((3, 2, 1), 5.0))

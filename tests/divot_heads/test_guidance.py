@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from divot_heads.diffusion import DiffusionHead
+from divot_heads.flow_clip import FlowClipHead
+from divot_heads.flow_token import FlowTokenHead
 from divot_heads.guidance import ConditionDropout, guided
 from divot_lightning.errors import UserError
 
@@ -53,6 +55,25 @@ def test_guidance_of_the_diffusion_head_is_that_of_its_predictions():
     found = head.sample(hidden, generator=torch.Generator().manual_seed(0))
     head.guidance = 1.0
     torch.testing.assert_close(found, head.sample(guided_hidden, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("head_class", [DiffusionHead, FlowTokenHead, FlowClipHead])
+def test_the_loss_of_every_head_with_guidance_replaces_the_stated_fraction_of_conditions(head_class):
+    """Of rows of tokens; of whole clips where a clip is a row."""
+    torch.manual_seed(0)
+    head = head_class(8, 3, condition_dropout=0.25)
+    head.denoiser = seen = _KeepsCondition()
+    head.loss(torch.randn(1000, 5, 8), torch.randn(1000, 5, 3))
+    replaced = (seen.condition == head.condition_dropout.unconditional_D).all(dim=-1)
+    assert replaced.float().mean().item() == pytest.approx(0.25, abs=0.05)
+    if head_class is FlowClipHead:
+        assert torch.equal(replaced.all(dim=1), replaced.any(dim=1))
+
+
+class _KeepsCondition(torch.nn.Module):
+    def forward(self, noisy, time, condition, mask=None):
+        self.condition = condition
+        return noisy
 
 
 class _ReturnsCondition(torch.nn.Module):

@@ -20,7 +20,6 @@ A recipe holds the steps, and optionally variants of them, seeds, and what the r
 another recipe, and `options: {llm: {...}}` changes options of the steps.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -28,12 +27,15 @@ from typing import Any, get_args
 import yaml
 
 from divot_lightning.errors import UserError, require_one_of
-from divot_lightning.experiments.plan.experiment import Experiment, Kind, MatchedBy, Options, PipelineStep
-from divot_lightning.experiments.plan.report_recipe import parse_report, refuse_unknown
+from divot_lightning.experiments.plan.experiment import Experiment, Kind, MatchedBy, PipelineStep
+from divot_lightning.experiments.plan.recipe_shapes import as_list, as_mapping, is_number
+from divot_lightning.experiments.plan.report_recipe import parse_reference, parse_report, refuse_unknown
+from divot_lightning.experiments.plan.variants_recipe import parse_seeds, parse_vary, refuse_unknown_steps
 from divot_lightning.experiments.results.directions import parse_better
 from divot_lightning.training.recipe_files import find_recipe
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.+]*")
+_TEXTS = ("title", "question", "matched_by", "baseline")
+_STEPS = '[{name: data, divot: "data toy {folder}"}]'
 
 
 def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Experiment:
@@ -75,13 +77,27 @@ def recipe_content(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]
         )
     if "extends" in content:
         content = {**recipe_content(find_recipe(str(content.pop("extends"))), (*readers, path)), **content}
-    changes = content.pop("options", None) or {}
-    return {**content, "steps": _with_options(content.get("steps") or [], changes)} if changes else content
+    changes = as_mapping("`options`", content.pop("options", None), "{llm: {trainer.max_steps: 300}}")
+    return {**content, "steps": _with_options(content.get("steps"), changes)} if changes else content
 
 
-def _with_options(steps: list[dict[str, Any]], changes: Mapping[str, Options]) -> list[dict[str, Any]]:
-    _refuse_unknown_steps("`options` names", changes, [str(step.get("name")) for step in steps])
-    return [{**step, "options": {**(step.get("options") or {}), **changes.get(step["name"], {})}} for step in steps]
+def _with_options(steps: Any, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    changed = [dict(_named(step)) for step in as_list("`steps`", steps, _STEPS)]
+    refuse_unknown_steps("`options` names", changes, [str(step["name"]) for step in changed])
+    for step in changed:
+        own, new = (_options(step["name"], given) for given in (step.get("options"), changes.get(step["name"])))
+        step["options"] = {**own, **new}
+    return changed
+
+
+def _named(step: Any) -> Mapping[str, Any]:
+    if not isinstance(step, Mapping) or "name" not in step:
+        raise UserError(f"a step needs a name: {step!r}.")
+    return step
+
+
+def _options(step: str, given: Any) -> Mapping[str, Any]:
+    return as_mapping(f"`options` of step {step!r}", given, "{trainer.max_steps: 300}")
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Experiment:
@@ -98,20 +114,20 @@ def parse_recipe(content: Mapping[str, Any]) -> Experiment:
     for key in ("title", "steps"):
         if not content.get(key):
             raise UserError(f"`{key}` is missing; an experiment needs title and steps.")
-    steps = _parse_steps(content["steps"])
+    steps = _parse_steps(as_list("`steps`", content["steps"], _STEPS))
     names = [step.name for step in steps]
-    plain = {
-        name: content[name] for name in ("title", "question", "matched_by", "amount", "baseline") if name in content
-    }
+    scores = as_mapping("`scores`", content.get("scores"), "{toy/all: higher}")
+    texts: dict[str, Any] = {name: str(content[name]) for name in _TEXTS if content.get(name) is not None}
     recipe = Experiment(
-        **plain,
-        **_parse_seeds(content.get("seeds") or {}),
+        **texts,
+        **parse_seeds(content.get("seeds")),
+        amount=content.get("amount"),
         steps=steps,
-        vary=_parse_vary(content.get("vary") or {}, names),
-        matched_steps=tuple(content.get("matched_steps", ())),
-        scores={name: parse_better(name, better) for name, better in (content.get("scores") or {}).items()},
-        reference=tuple(content.get("reference") or ()),
-        report=parse_report(content.get("report") or {}, content.get("curves") or {}),
+        vary=parse_vary(content.get("vary"), names),
+        matched_steps=tuple(as_list("`matched_steps`", content.get("matched_steps"), "[llm]")),
+        scores={name: parse_better(name, better) for name, better in scores.items()},
+        reference=parse_reference(content.get("reference")),
+        report=parse_report(content.get("report") or {}, content.get("curves")),
         content=dict(content),
     )
     _check(recipe, names)
@@ -127,8 +143,7 @@ def _parse_steps(entries: Sequence[Any]) -> tuple[PipelineStep, ...]:
 
 
 def _parse_step(entry: Any) -> PipelineStep:
-    if not isinstance(entry, Mapping) or "name" not in entry:
-        raise UserError(f"a step needs a name: {entry!r}.")
+    entry = _named(entry)
     where, kinds = f"step {entry['name']!r}", [kind for kind in get_args(Kind) if kind in entry]
     if len(kinds) != 1:
         raise UserError(f"{where} needs exactly one of {', '.join(get_args(Kind))}; it has {kinds}.")
@@ -140,44 +155,25 @@ def _parse_step(entry: Any) -> PipelineStep:
         raise UserError(f"{where}: `measure` is a list of measurements, such as [{{benchmark: toy-captions}}].")
     if unnamed and not all(isinstance(benchmark, str) for benchmark in unnamed):
         raise UserError(f"{where}: give the measurement a `name`, since its benchmark is a mapping.")
-    only = {axis: tuple(kept if isinstance(kept, list) else [kept]) for axis, kept in (entry.get("only") or {}).items()}
-    options, folder = entry.get("options") or {}, str(entry.get("folder", ""))
-    return PipelineStep(str(entry["name"]), kinds[0], what, options, folder, int(entry.get("slots", 1)), only)
-
-
-def _parse_seeds(given: Mapping[str, Any]) -> dict[str, Any]:
-    refuse_unknown("seeds", given, {"values", "options"})
-    options = {step: tuple(keys) for step, keys in (given.get("options") or {}).items()}
-    return {"seeds": tuple(given.get("values", (0,))), "seed_options": options}
-
-
-def _parse_vary(vary: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, dict[str, Options]]]:
-    axes: dict[str, dict[str, dict[str, Options]]] = {}
-    for axis, variants in vary.items():
-        if not isinstance(variants, Mapping) or not variants:
-            raise UserError(f"the axis {axis!r} names no variants; give each a name and what it changes.")
-        axes[axis] = {str(variant): dict(changes or {}) for variant, changes in variants.items()}
-        for variant, changes in axes[axis].items():
-            if not _NAME.fullmatch(variant):
-                raise UserError(f"the variant {variant!r} becomes a folder; use letters, digits, dots and underscores.")
-            _refuse_unknown_steps(f"the variant {variant!r} changes", changes, names)
-    return axes
-
-
-def _refuse_unknown_steps(what: str, given: Mapping[str, Any] | Sequence[str], names: Sequence[str]) -> None:
-    if unknown := sorted(set(given) - set(names)):
-        raise UserError(f"{what} {unknown}; the steps are {', '.join(names)}.")
+    kept = as_mapping(f"`only` of {where}", entry.get("only"), "{head: gmm}")
+    only = {axis: tuple(those if isinstance(those, list) else [those]) for axis, those in kept.items()}
+    slots, options = entry.get("slots", 1), _options(entry["name"], entry.get("options"))
+    if not is_number(slots) or slots < 1:
+        raise UserError(f"{where}: slots is {slots!r}; it must be a whole number, at least 1.")
+    return PipelineStep(str(entry["name"]), kinds[0], what, options, str(entry.get("folder", "")), slots, only)
 
 
 def _check(recipe: Experiment, names: Sequence[str]) -> None:
     require_one_of(get_args(MatchedBy), matched_by=recipe.matched_by)
+    if recipe.amount is not None and not (is_number(recipe.amount, int | float) and recipe.amount > 0):
+        raise UserError(f"amount is {recipe.amount!r}; give a number above 0.")
     if recipe.matched_by != "steps" and recipe.amount is None:
         raise UserError(f"matched_by is {recipe.matched_by!r}, so `amount` must state how many.")
     if (recipe.amount is None) != (not recipe.matched_steps):
         raise UserError("`amount` and `matched_steps` belong together: give how much, and for which steps.")
-    _refuse_unknown_steps("`seeds` names", recipe.seed_options, names)
-    _refuse_unknown_steps("`matched_steps` names", recipe.matched_steps, names)
-    _refuse_unknown_steps("`report.charts` or `curves` names", recipe.report.drawn_steps(), names)
+    refuse_unknown_steps("`seeds` names", recipe.seed_options, names)
+    refuse_unknown_steps("`matched_steps` names", recipe.matched_steps, names)
+    refuse_unknown_steps("`report.charts` or `curves` names", recipe.report.drawn_steps(), names)
     if len(recipe.seeds) > 1 and not recipe.seed_options:
         raise UserError(f"{len(recipe.seeds)} seeds, but `seeds.options` names no option that takes them.")
     sources = [source for step in recipe.steps for source in step.sources()]

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from divot_lightning.errors import UserError
+from divot_lightning.experiments.plan.recipe_shapes import as_list, as_mapping
 
 Spec = TypeVar("Spec")
 
@@ -151,25 +152,55 @@ def parse_strictly(cls: type[Spec], where: str, given: Mapping[str, Any]) -> Spe
     return cls(**given)
 
 
-def parse_report(given: Mapping[str, Any], curves: Mapping[str, Iterable[str]]) -> ReportRecipe:
+def parse_report(given: Mapping[str, Any], curves: Any) -> ReportRecipe:
     """Read the part `report` of a recipe, and its `curves`: columns of metrics.csv by step, each a chart of its own.
 
     Raises:
-        UserError: A line of a chart is not a step and a column.
+        UserError: A part has another shape, or a line of a chart is not a step and a column.
     """
     refuse_unknown("`report`", given, ReportRecipe.__dataclass_fields__)
-    charts = [parse_strictly(ChartRecipe, "a chart of `report`", chart) for chart in given.get("charts") or ()]
-    for chart in charts:
-        if not all(isinstance(line, list) and len(line) == 2 for line in chart.lines.values()):
-            raise UserError(f"chart {chart.title!r}: a line is [step, column of metrics.csv].")
-    pairs = [(step, column) for step, columns in curves.items() for column in columns]
-    charts += [ChartRecipe(f"{step}: {column}", {"": (step, column)}) for step, column in pairs]
+    listed = {name: as_list(f"`report.{name}`", given.get(name), "[...]") for name in ("tables", "charts", "notes")}
+    charts = [_chart(chart) for chart in listed["charts"]] + _curves(curves)
     parts: dict[str, type[Any]] = {
         "reconstructions": PicturesRecipe,
         "generations": PicturesRecipe,
         "answers": AnswersRecipe,
     }
     built = {name: parse_strictly(cls, f"`report.{name}`", given[name]) for name, cls in parts.items() if name in given}
-    tables = tuple(parse_strictly(TableRecipe, "a table of `report`", table) for table in given.get("tables") or ())
-    lists = {"tables": tables, "charts": tuple(charts), "notes": tuple(given.get("notes") or ())}
+    tables = tuple(parse_strictly(TableRecipe, "a table of `report`", table) for table in listed["tables"])
+    lists = {"tables": tables, "charts": tuple(charts), "notes": tuple(listed["notes"])}
     return ReportRecipe(**{**given, **built, **lists})
+
+
+def _chart(given: Mapping[str, Any]) -> ChartRecipe:
+    chart = parse_strictly(ChartRecipe, "a chart of `report`", given)
+    lines = as_mapping(f"`lines` of chart {chart.title!r}", chart.lines, "{loss: [llm, train/loss]}")
+    if not all(isinstance(line, list) and len(line) == 2 for line in lines.values()):
+        raise UserError(f"chart {chart.title!r}: a line is [step, column of metrics.csv].")
+    return chart
+
+
+def _curves(given: Any) -> list[ChartRecipe]:
+    curves = as_mapping("`curves`", given, "{llm: [train/loss]}")
+    lists = {step: as_list(f"`curves` of {step}", columns, "[train/loss]") for step, columns in curves.items()}
+    pairs = [(step, column) for step, columns in lists.items() for column in columns]
+    return [ChartRecipe(f"{step}: {column}", {"": (step, column)}) for step, column in pairs]
+
+
+def parse_reference(given: Any) -> tuple[Mapping[str, Any], ...]:
+    """Read published tables, each with title, columns, rows and perhaps a note.
+
+    Raises:
+        UserError: A table lacks one of them, or a row has not as many entries as there are columns.
+    """
+    tables = as_list("`reference`", given, '[{title: Divot, columns: ["", FVD], rows: [[GMM, 366.6]]}]')
+    for table in tables:
+        refuse_unknown("a table of `reference`", table, {"title", "columns", "rows", "note"})
+        if missing := [name for name in ("title", "columns", "rows") if name not in table]:
+            raise UserError(f"a table of `reference` lacks {', '.join(missing)}.")
+        where = f"of the table {table['title']!r} of `reference`"
+        columns = as_list(f"`columns` {where}", table["columns"], '["", FVD]')
+        for row in as_list(f"`rows` {where}", table["rows"], "[[GMM, 366.6]]"):
+            if len(as_list(f"a row {where}", row, "[GMM, 366.6]")) != len(columns):
+                raise UserError(f"a row {where} has {len(row)} entries for {len(columns)} columns: {row}.")
+    return tuple(tables)

@@ -139,7 +139,8 @@ class ItemScores:
 
     Attributes:
         labels: Names of the items.
-        values: For each combination of variants one value per item, the mean over seeds; None where there is none.
+        values: For each combination of variants one value per item, the mean over seeds, and for each trial its own;
+            None where there is none.
     """
 
     labels: Sequence[str]

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.report.content import Cell, Table
@@ -57,17 +58,24 @@ def _markdown(table: Table) -> str:
 
 
 def as_latex(tables: Sequence[Table]) -> str:
-    """Return tables as LaTeX, for the package booktabs; without ranges and differences."""
+    """Return tables as LaTeX, for the package booktabs; the further lines of a cell are rows in small print."""
     return "\n".join(_latex(table) for table in tables if not table.prose)
 
 
 def _latex(table: Table) -> str:
-    def line(cells: Sequence[Cell | str]) -> str:
-        return " & ".join(escape_latex(cell if isinstance(cell, str) else cell.text) for cell in cells) + r" \\"
-
     head = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]
-    body = [line(table.columns), r"\midrule", *map(line, table.rows), r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*head, *body, rf"\caption{{{escape_latex(table.title)}}}", r"\end{table}", ""])
+    rows = [line for row in table.rows for line in _latex_lines(row)]
+    body = [*_latex_lines(table.columns), r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    note = [rf"\par\smallskip{{\footnotesize {escape_latex(table.note)}\par}}"] if table.note else []
+    return "\n".join([*head, *body, *note, rf"\caption{{{escape_latex(table.title)}}}", r"\end{table}", ""])
+
+
+def _latex_lines(row: Sequence[Cell | str]) -> list[str]:
+    """Return a line of the cells' texts, then one for each of their further lines."""
+    cells = [Cell(cell) if isinstance(cell, str) else cell for cell in row]
+    small = zip_longest(*(cell.detail.splitlines() for cell in cells), fillvalue="")
+    details = [[rf"\scriptsize {escape_latex(text)}" if text else "" for text in line] for line in small]
+    return [" & ".join(line) + r" \\" for line in ([escape_latex(cell.text) for cell in cells], *details)]
 
 
 def escape_latex(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Collect the values of single clips, captions and questions, to compare any two combinations. No torch in here."""
+"""Collect the values of single clips, captions and questions, to compare any two of them. No torch in here."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ DECIMALS = 4
 
 
 def item_scores(recipe: Experiment, grid: Grid, results: Sequence[TrialResult]) -> dict[str, ItemScores]:
-    """Return the values of single items by score, for scores that at least two combinations have them of."""
+    """Return the values of single items by score, for scores that at least two combinations have them of.
+
+    With several seeds, the means of the combinations come first, then the values of every trial.
+    """
     found = {}
     for name in recipe.scores:
         key = find_score(name, results)
@@ -25,9 +28,10 @@ def item_scores(recipe: Experiment, grid: Grid, results: Sequence[TrialResult]) 
         if len(groups) < 2:
             continue
         items = list(dict.fromkeys(item for trials in groups.values() for trial in trials for item in trial))
+        alone = {r.trial.name: [r.items[key]] for r in results if r.items.get(key)} if len(recipe.seeds) > 1 else {}
         values = {
-            group: [_mean([trial[item] for trial in trials if item in trial]) for item in items]
-            for group, trials in groups.items()
+            name: [_mean([trial[item] for trial in trials if item in trial]) for item in items]
+            for name, trials in (groups | alone).items()
         }
         found[name] = ItemScores(_labels(grid, key.partition(":")[0], items), values)
     return found

@@ -202,6 +202,35 @@ def test_trials_with_wrong_settings_fail_before_anything_runs_and_others_continu
     assert "trials.gmm-seed0.llm" not in started
 
 
+def test_a_dry_run_names_the_trials_that_cannot_run_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    path, folder = tmp_path / "recipe.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(RECIPE))
+    wrong = lambda steps: {s.name: "no such setting" for s in steps if s.name == "trials.gmm-seed1.llm"}  # noqa: E731
+    monkeypatch.setattr(run_module, "wrong_settings", wrong)
+    assert main(["ablate", str(path), "--folder", str(folder), "--dry-run"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err == "gmm-seed1 cannot run: llm: no such setting\n"
+    assert "9 steps are left" in shown.out
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_dry_run_refuses_what_a_run_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
+    run_experiment(recipe(), tmp_path / "out", jobs=1)
+    path, words = tmp_path / "recipe.yaml", ["--folder", str(tmp_path / "out"), "--dry-run"]
+    path.write_text(yaml.safe_dump(RECIPE | {"baseline": "gmmm"}, sort_keys=False))
+    assert main(["ablate", str(path), *words]) == 2
+    assert "baseline is 'gmmm'; the combinations are mse, gmm" in capsys.readouterr().err
+    path.write_text(yaml.safe_dump(RECIPE).replace("train: 8", "train: 16"))
+    assert main(["ablate", str(path), *words]) == 2
+    assert "holds another experiment" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    assert main(["ablate", str(path), "--folder", str(tmp_path / "full"), "--dry-run"]) == 2
+    assert "holds no experiment" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("status", "left", "queued"), [(0, 0, False), (1, 1, False), (130, 0, True)])
 def test_a_task_of_the_array_runs_its_trial_and_queues_itself_again_if_it_was_stopped(tmp_path, status, left, queued):
     folder = tmp_path / "an ablation"

@@ -1,13 +1,14 @@
 """What is left of an experiment is counted, and costs what its like has cost."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
-from divot_lightning.experiments.plan.estimate import Rate, describe_estimate, estimate_steps, measured_rates
+from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.matching import COST_FILE, planned_grid
+from divot_lightning.experiments.plan.rates import Rate, measured_rates
 from divot_lightning.experiments.runner.records import StepRecord
 from tests.divot_lightning.experiments.plan.test_grid import recipe
 
@@ -42,6 +43,7 @@ def test_without_a_measured_step_the_time_is_not_known(tmp_path):
     grid = make_grid(recipe(), tmp_path)
     shown = describe_estimate(estimate_steps(grid, tmp_path, measured_rates(tmp_path)), tmp_path, jobs=2)
     assert "9 steps are left; their time is not known. --rates FOLDER" in shown
+    assert "Disk: what they need is not known, " in shown
 
 
 def test_steps_that_are_matched_are_counted_as_they_will_be_trained(tmp_path):
@@ -85,3 +87,20 @@ def test_the_rate_of_another_experiment_counts_for_longer_training_too(tmp_path)
     assert llm.seconds == pytest.approx(4 * 600 * 0.5)
     assert llm.mib == pytest.approx(4 * 1.0, abs=0.01)
     assert data.mib is None
+
+
+def test_steps_that_do_not_train_cost_what_the_same_has_cost_in_another_experiment(tmp_path):
+    """Other seeds and runs count as the same; other data do not."""
+    (tmp_path / "other").mkdir()
+    grid = make_grid(recipe(), tmp_path / "other")
+    finish(tmp_path / "other", grid.steps["mse-seed0"]["data"], 20.0, 5)
+    finish(tmp_path / "other", grid.steps["mse-seed0"]["scores"], 30.0, 2)
+    rates = measured_rates(tmp_path / "other")
+    new = tmp_path / "new"
+    data, _, scores = estimate_steps(make_grid(recipe(), new), new, rates)
+    assert (data.seconds, scores.seconds) == (20.0, 4 * 30.0)
+    assert (data.mib, scores.mib) == (pytest.approx(5, abs=0.01), pytest.approx(8, abs=0.01))
+    larger = recipe()
+    step = replace(larger.steps[0], options={"train": 16})
+    data, _, scores = estimate_steps(make_grid(replace(larger, steps=(step, *larger.steps[1:])), new), new, rates)
+    assert (data.seconds, scores.seconds, scores.mib) == (None, None, None)

@@ -87,6 +87,31 @@ def test_a_score_may_be_best_near_a_number_also_after_a_restart(tmp_path):
         ),
         ({"steps": [{"name": "llm", "fit": "x", "only": {"head": "flow"}}]}, r"only for head \['flow'\]; there are"),
         ({"steps": [{"name": "a", "measure": [{"benchmark": {"class_path": "x"}}]}]}, "give the measurement a `name`"),
+        ({"steps": {"data": {"divot": "data toy"}}}, "`steps` is .*; give a list, such as"),
+        ({"steps": [{"name": "a", "fit": "x", "options": [1]}]}, "`options` of step 'a' is '.1.'; give a mapping"),
+        ({"steps": [{"name": "a", "fit": "x", "only": "gmm"}]}, "`only` of step 'a' is 'gmm'; give a mapping"),
+        ({"steps": [{"name": "a", "fit": "x", "slots": "two"}]}, "slots is 'two'; it must be a whole number"),
+        ({"vary": ["head"]}, "`vary` is .*; give a mapping, such as"),
+        ({"vary": {"head": {"mse": "mse"}}}, "the variant 'mse' is 'mse'; give a mapping"),
+        ({"vary": {"head": {"mse": {"llm": "mse"}}}}, "variant 'mse' changes in llm is 'mse'; give a mapping"),
+        ({"seeds": [0, 1]}, "`seeds` is '.0, 1.'; give a mapping"),
+        ({"seeds": {"values": 3}}, "`seeds.values` is '3'; give a list"),
+        ({"seeds": {"values": ["a"]}}, "`seeds.values` has 'a'; a seed is a whole number"),
+        ({"seeds": {"values": [0, 1, 0]}}, "give at least one seed, and each once"),
+        ({"seeds": {"values": [-1]}}, "a seed of `seeds.values` is -1"),
+        (
+            {"seeds": {"options": {"llm": "seed_everything"}}},
+            "`seeds.options` of llm is 'seed_everything'; give a list",
+        ),
+        ({"scores": ["captions/exact"]}, "`scores` is .*; give a mapping, such as"),
+        ({"amount": "many", "matched_steps": ["llm"]}, "amount is 'many'; give a number above 0"),
+        ({"amount": 4, "matched_steps": "llm"}, "`matched_steps` is 'llm'; give a list"),
+        ({"curves": ["train/loss"]}, "`curves` is .*; give a mapping"),
+        ({"curves": {"llm": "train/loss"}}, "`curves` of llm is 'train/loss'; give a list"),
+        ({"report": {"charts": {"title": "t"}}}, "`report.charts` is .*; give a list"),
+        ({"report": {"charts": [{"title": "t", "lines": ["a"]}]}}, "`lines` of chart 't' is .*; give a mapping"),
+        ({"reference": [{"title": "t", "rows": []}]}, "a table of `reference` lacks columns"),
+        ({"reference": [{"title": "t", "columns": ["a", "b"], "rows": [[1]]}]}, "has 1 entries for 2 columns"),
         ({"curves": {"lmm": ["train/loss"]}}, r"`curves` names \['lmm'\]"),
         ({"report": {"table": []}}, "`report` has 'table'; known: answers"),
         ({"report": {"tables": [{"title": "t", "sources": {}}]}}, "a table of `report` lacks scores"),
@@ -123,7 +148,12 @@ def test_a_recipe_takes_from_the_one_it_extends_and_changes_options(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"options": {"dataa": {}}}, r"`options` names \['dataa'\]"), ({"extends": "{here}"}, "in a circle")],
+    [
+        ({"options": {"dataa": {}}}, r"`options` names \['dataa'\]"),
+        ({"options": ["data"]}, "`options` is .*; give a mapping"),
+        ({"options": {"data": 8}}, "`options` of step 'data' is '8'; give a mapping"),
+        ({"extends": "{here}"}, "in a circle"),
+    ],
 )
 def test_an_impossible_extension_is_refused(tmp_path, changes, message):
     path = tmp_path / "recipe.yaml"

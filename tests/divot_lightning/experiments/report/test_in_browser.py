@@ -67,7 +67,8 @@ def report() -> str:
             generations=rows,
             items={
                 "right": ItemScores(
-                    ["one", "two </script>", "three"], {"mse": [0.0, 1.0, None], "gmm": [1.0, 0.5, 1.0]}
+                    ["one", "two </script>", "three"],
+                    {"mse": [0.0, 1.0, None], "gmm": [1.0, 0.5, 1.0]},
                 )
             },
             charts=[Chart("loss", [Line(f"cell {n}", [0, 1, 2], [3.0, 2.0, 1.0 + n]) for n in range(7)])],

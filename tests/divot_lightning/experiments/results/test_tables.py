@@ -283,9 +283,14 @@ def test_an_unknown_baseline_or_score_is_refused(tmp_path, grid):
         result_table(recipe(scores={"captions/exactt": "higher"}), results)
 
 
-def test_latex_tables_have_a_row_per_row_and_no_raw_marks():
-    table = Table("50% & more", ["", "a_b (up)"], [["x", Cell("0.5", True, "0.4 to 0.6")], ["y", "-"]])
-    lines = as_latex([table]).splitlines()
+def test_latex_tables_have_rows_ranges_differences_and_note_and_no_raw_marks():
+    detail = "0.4 to 0.6\n+0.1 [0.0, 0.2] p < 0.001"
+    rows = [[Cell("x", None, "baseline"), Cell("0.5", True, detail)], ["y", "-"]]
+    text = as_latex([Table("50% & more", ["", "a_b (up)"], rows, "Holm's correction, 5%.")])
+    assert "\n\\scriptsize baseline & \\scriptsize 0.4 to 0.6 \\\\\n" in text
+    assert "\n & \\scriptsize +0.1 [0.0, 0.2] p \\textless{} 0.001 \\\\\ny & - \\\\\n" in text
+    assert "\\par\\smallskip{\\footnotesize Holm's correction, 5\\%.\\par}" in text
+    lines = text.splitlines()
     assert r" & a\_b (up) \\" in lines
     assert r"x & 0.5 \\" in lines
     assert r"\caption{50\% \& more}" in lines
@@ -302,7 +307,7 @@ def test_a_score_of_several_measurements_is_that_of_the_measurement_of_its_name_
         find_score("probe/all", results)
 
 
-def test_the_items_of_two_groups_are_means_over_seeds_with_their_captions(tmp_path, grid):
+def test_the_items_of_groups_are_means_over_seeds_those_of_trials_their_own_with_their_captions(tmp_path, grid):
     write_trials(tmp_path, grid)
     path = grid.steps["mse-seed0"]["scores"].folder / "captions/predictions.jsonl"
     rows = [
@@ -311,7 +316,15 @@ def test_the_items_of_two_groups_are_means_over_seeds_with_their_captions(tmp_pa
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = item_scores(recipe(baseline="mse", scores=SCORES), grid, collect(grid, tmp_path))
     assert found["captions/exact"].labels == ["0: a", "1: b", "2: c", "3: d"]
-    assert found["captions/exact"].values == {"mse": [1.0, 0.5, 0.0, 0.0], "gmm": [1.0, 1.0, 1.0, 0.5]}
+    values = dict(found["captions/exact"].values)
+    assert {name: values.pop(name) for name in ("mse", "gmm")} == {
+        "mse": [1.0, 0.5, 0.0, 0.0],
+        "gmm": [1.0, 1.0, 1.0, 0.5],
+    }
+    assert list(values) == ["mse-seed0", "mse-seed1", "gmm-seed0", "gmm-seed1"]
+    for head in ("mse", "gmm"):
+        pairs = zip(values[f"{head}-seed0"], values[f"{head}-seed1"], strict=True)
+        assert [(a + b) / 2 for a, b in pairs] == found["captions/exact"].values[head]
 
 
 def test_the_power_table_pools_the_deviation_of_the_seeds_differences():
