@@ -110,8 +110,8 @@ def decode_frames(
     """
     with opened(media, max_pixels) as video:
         chosen = times(video.timing()) if callable(times) else times
-        if list(chosen) != sorted(chosen):
-            raise ValueError(f"times must ascend, got {list(chosen)[:8]}")
+        if not len(chosen) or list(chosen) != sorted(chosen):
+            raise ValueError(f"times must be at least one and ascend, got {list(chosen)[:8]}")
         try:
             return _decode(media, video, chosen, size, resize, seek=True)
         except (av.FFmpegError, EOFError, OSError):

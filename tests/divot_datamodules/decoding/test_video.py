@@ -357,3 +357,9 @@ def test_every_file_is_closed_whether_it_decodes_or_not(tmp_path, numbered_file)
             with pytest.raises(DecodeError):
                 decode_frames(tmp_path / broken, [99.0])
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("times", [[], [0.5, 0.1]])
+def test_no_times_and_descending_ones_are_refused(times):
+    with pytest.raises(ValueError, match="at least one and ascend"):
+        decode_frames(encode_video(np.zeros((8, 3, 16, 16), np.uint8), 8), times)
