@@ -80,7 +80,8 @@ def probe(media: Media, *, max_pixels: int = MAX_PIXELS) -> MediaInfo:
 def shown_size(media: Media, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Decode the first picture of a file and return its height and width as shown; see `probe` for the arguments."""
     with opened(media, max_pixels) as video:
-        return _converter(media, video, None).shown_size(_first_frame(media, video, max_pixels))
+        frame = _first_frame(media, video, max_pixels)
+        return _converter(media, video, None).shown_size(frame)
 
 
 def decode_frames(
@@ -127,12 +128,12 @@ def decode_frames(
 def _decode(
     media: Media, video: OpenVideo, times: Sequence[float], size: tuple[int, int] | None, resize: Resize, *, seek: bool
 ) -> Pixels:
-    convert = _converter(media, video, size, resize)
-    clip, last = np.empty(0, np.uint8), None
+    clip, last, convert = np.empty(0, np.uint8), None, None
     for number, frame in enumerate(shown_frames(video, times, keyframe_times(video) if seek else [])):
         if frame is last:
             clip[number] = clip[number - 1]
             continue
+        convert = convert or _converter(media, video, size, resize)
         planes, last = convert.planes(frame), frame
         if number == 0:
             clip = np.empty((len(times), len(planes), *planes[0].shape), np.uint8)
@@ -144,12 +145,11 @@ def _decode(
 def _converter(
     media: Media, video: OpenVideo, size: tuple[int, int] | None, resize: Resize = "bicubic"
 ) -> FrameConverter:
-    """Return the converter for the frames of a file."""
+    """Return the converter for the frames of a file, of which one was decoded."""
     if video.kind in PICTURE_CONTAINERS:
         return FrameConverter(size, orientation=exif_orientation(_picture_bytes(media)), resize=resize)
     # Browsers and picture viewers ignore the pixel aspect ratio in gifs and pictures.
-    aspect = None if video.kind == "gif" else video.stream.sample_aspect_ratio
-    return FrameConverter(size, float(aspect or 1), resize=resize)
+    return FrameConverter(size, 1.0 if video.kind == "gif" else video.pixel_aspect, resize=resize)
 
 
 def _picture_bytes(media: Media) -> bytes:
@@ -184,7 +184,8 @@ def decode_image(
         uint8 (3, H, W) in [0, 255], RGB.
     """
     with opened(media, max_pixels) as video:
-        return _converter(media, video, size, resize)(_first_frame(media, video, max_pixels))
+        frame = _first_frame(media, video, max_pixels)
+        return _converter(media, video, size, resize)(frame)
 
 
 def check_media(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
