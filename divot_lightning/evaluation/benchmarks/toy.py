@@ -145,6 +145,7 @@ class ToyProbe(Benchmark):
     splits: ClassVar[tuple[str, ...]] = ("held_out",)
     metrics: ClassVar[tuple[str, ...]] = ("toy_probe",)
     default_prompt: ClassVar[str | None] = None
+    places: ClassVar[tuple[str, ...]] = ("train",)
 
     def __init__(self, train: str | None = None) -> None:
         self.train = train
