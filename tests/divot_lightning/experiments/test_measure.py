@@ -210,7 +210,9 @@ def test_where_the_training_clips_of_the_probe_are_is_not_in_its_protocol(folder
     for name in ("here", "there"):
         train = shutil.copytree(folder / "features" / "train", tmp_path / name)
         benchmark = {"class_path": "toy-probe", "init_args": {"train": str(train)}}
-        measure(folder, "toy-probe", tmp_path / "scores" / name, benchmark=benchmark, data=str(folder / "features/held_out"))
+        measure(
+            folder, "toy-probe", tmp_path / "scores" / name, benchmark=benchmark, data=str(folder / "features/held_out")
+        )
         scores = load_scores(tmp_path / "scores" / name / "toy-probe" / "scores.json")
         protocols.append({score.name: score.protocol for score in scores})
     assert protocols[0] == protocols[1]
