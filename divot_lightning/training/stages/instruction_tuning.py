@@ -29,7 +29,7 @@ class InstructionTuning(VideoLLMStage):
 
     Args:
         previous: Run folder of the LLM pretraining.
-        optimizer: Optimiser settings.
+        optimizer: Optimizer settings.
         freeze: Parts that are not trained. In the released configurations comprehension tuning freezes the head and
             generation tuning the input projector.
         lora: Adapters; None takes the settings of the pretraining, without adapters if it had none.
