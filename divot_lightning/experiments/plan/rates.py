@@ -15,6 +15,9 @@ from divot_lightning.experiments.runner.records import StepRecord
 from divot_lightning.io.renamed import OLD_TRIALS
 from divot_lightning.training.run_folder import read_finished
 
+_SIZES = ("benchmark", "data", "limit")
+"""Settings of a measurement that decide how long it takes."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -52,9 +55,9 @@ def measured_rates(folder: Path) -> dict[str, Rate]:
 def kind_of(name: str, command: Sequence[str], folder: Path, trained: Collection[str]) -> str:
     """Return what steps that cost about the same have in common.
 
-    Of a training step it is the recipe; of measurements, benchmarks and data; of other commands, the words without
-    the names of trials, runs and seeds. Data have their hash in the name of their folder, so other data are another
-    kind.
+    Of a training step it is the recipe; of measurements, benchmarks, data and limits; of other commands, the words
+    without the names of trials, runs and seeds. Data have their hash in the name of their folder, so other data are
+    another kind.
 
     Args:
         name: Of the step.
@@ -66,7 +69,7 @@ def kind_of(name: str, command: Sequence[str], folder: Path, trained: Collection
         return recipe_of(command)
     words = list(command[1:])  # without the path of Python
     if tuple(command[: len(MEASURE)]) == MEASURE:
-        words = [json.dumps([[e.get("benchmark"), e.get("data"), e.get("max_items")] for e in json.loads(command[-1])])]
+        words = [json.dumps([[e.get(key) for key in _SIZES] for e in json.loads(command[-1])])]
     text = " ".join(words).replace(f"{folder}/", "")
     text = re.sub(rf"({TRIALS_FOLDER}|{OLD_TRIALS})/[^/\s\"]+/|shared/", "", text)
     text = re.sub(r"seed \d+", "seed", text)
