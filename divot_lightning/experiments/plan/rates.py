@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from divot_lightning.experiments.plan.commands import MEASURE
+from divot_lightning.experiments.plan.commands import DIVOT, MEASURE
 from divot_lightning.experiments.plan.grid import TRIALS_FOLDER
 from divot_lightning.experiments.results.trials import training_seconds
 from divot_lightning.experiments.runner.records import StepRecord
@@ -79,7 +79,8 @@ def kind_of(name: str, command: Sequence[str], folder: Path, trained: Collection
 
 
 def _trains(command: Sequence[str]) -> bool:
-    return "--run" in command and "--config" in command
+    """Return whether a command is `divot fit`; measuring the cost of a step has the same options."""
+    return command[len(DIVOT) :][:1] == ("fit",)
 
 
 def _run_of(command: Sequence[str]) -> Path:
