@@ -108,7 +108,7 @@ def answered_clips(answers: AnswersRecipe, grid: Grid) -> list[Answered]:
     group = grid.baseline or groups_of(grid)[0]
     found = {name: folders_of(grid, name, group) for name in (answers.originals, answers.captions, answers.questions)}
     kept = read_kept_clips(found[answers.originals][0]) if found[answers.originals] else None
-    if kept is None:
+    if kept is None or "original" not in kept[0]:
         return []
     rows = [
         row

@@ -11,9 +11,9 @@ from divot_datamodules.toy.world import ATTRIBUTES
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import parse_recipe, recipe_content
-from divot_lightning.experiments.plan.report_recipe import PicturesRecipe
+from divot_lightning.experiments.plan.report_recipe import AnswersRecipe, PicturesRecipe
 from divot_lightning.experiments.report.content import Cell, Report, Table
-from divot_lightning.experiments.report.illustrations import default_pictures, picture_rows
+from divot_lightning.experiments.report.illustrations import answered_clips, default_pictures, picture_rows
 from divot_lightning.experiments.report.numbers import number
 from divot_lightning.experiments.report.page import build_report
 from divot_lightning.experiments.report.rendering import render_report
@@ -199,6 +199,7 @@ def test_fewer_originals_than_clips_are_shown_as_far_as_there_are(tmp_path):
         labels = [picture.label for row in rows[:CLIPS] for picture in row.pictures]
         assert (labels.count("a real clip"), labels.count("ours")) == (shown, CLIPS)
         assert [len(row.pictures) for row in rows[CLIPS:]] == [shown, CLIPS][1 - shown :]
+    assert answered_clips(AnswersRecipe("clips", captions="reconstruction"), grid) == []
 
 
 def test_report_can_be_rendered(report):
