@@ -88,9 +88,9 @@ class StepMeter:
             self.first = (now, progress.done)
         self.progress = progress or self.progress
 
-    def line(self, now: float, width: int = 32) -> str:
+    def line(self, now: float) -> str:
         """Return the line, without a line end."""
-        head = f"{self.position:>6}  {self.name:<{width}}"
+        head = f"{self.position:>6}  {self.name:<32}"
         elapsed = f"elapsed {clock(now - self.started)}"
         if self.progress is None or self.first is None or not self.progress.total:
             return f"{head} [{'.' * BAR_WIDTH}]  starting  {elapsed}"
