@@ -13,7 +13,7 @@ import numpy as np
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.predictions import MERGED
 from divot_lightning.evaluation.protocol import differing_protocols
-from divot_lightning.evaluation.scores import Score, load_scores
+from divot_lightning.evaluation.scores import SCORES, Score, load_scores
 from divot_lightning.evaluation.statistics.paired_difference import (
     COVERAGE,
     Difference,
@@ -23,7 +23,6 @@ from divot_lightning.evaluation.statistics.paired_difference import (
 )
 from divot_lightning.io.jsonl import Row, read_rows
 
-SCORES = "scores.json"
 ALL, MEAN_OF_GROUPS = "all", "mean_of_groups"
 INTERVAL_NOTE = (
     "Intervals are t intervals over the items that both have, one by one and not corrected for their number: of twenty "
