@@ -10,6 +10,10 @@ MAX_SEED = 2**64 - 1
 """The generators of torch take seeds of 64 bits."""
 
 
+FORMAT_ERRORS = (KeyError, IndexError, ValueError, AttributeError, TypeError)
+"""What `str.format` raises for a text with braces that it cannot fill."""
+
+
 class UserError(ValueError):
     """Something in a recipe, a folder or the data is wrong and the user can fix it.
 
