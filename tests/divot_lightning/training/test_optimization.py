@@ -128,6 +128,12 @@ def test_muon_gets_the_inner_matrices_only():
     assert set(names_of(model, (v for group in muon.param_groups for v in group["params"]))) == MATRICES
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_stage_of_which_all_is_frozen_is_refused(name):
+    with pytest.raises(UserError, match="all parameters of a Model are frozen"):
+        configured(Model().requires_grad_(False), name=name)
+
+
 @pytest.mark.parametrize(("is_inner", "only"), [(True, Muon), (False, AdamW)])
 def test_muon_leaves_out_an_optimizer_without_parameters(is_inner, only):
     value = nn.Parameter(torch.ones(2, 2))
