@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.predictions import MERGED
+from divot_lightning.evaluation.predictions import MERGED, read_predictions
 from divot_lightning.evaluation.protocol import differing_protocols
 from divot_lightning.evaluation.scores import SCORES, Score, load_scores
 from divot_lightning.evaluation.statistics.paired_difference import (
@@ -21,7 +21,7 @@ from divot_lightning.evaluation.statistics.paired_difference import (
     grouped_difference,
     paired_difference,
 )
-from divot_lightning.io.jsonl import Row, read_rows
+from divot_lightning.io.jsonl import Row
 
 ALL, MEAN_OF_GROUPS = "all", "mean_of_groups"
 INTERVAL_NOTE = (
@@ -59,7 +59,7 @@ def load_evaluation(location: str | Path) -> Evaluation:
     path = Path(location)
     folder = path if path.is_dir() else path.parent
     scores = load_scores(path / SCORES if path.is_dir() else path)
-    rows = read_rows(folder / MERGED) if path.is_dir() and (folder / MERGED).is_file() else []
+    rows = read_predictions(folder / MERGED) if path.is_dir() and (folder / MERGED).is_file() else []
     return Evaluation(str(location), {score.name: score for score in scores}, {row["id"]: row for row in rows})
 
 
