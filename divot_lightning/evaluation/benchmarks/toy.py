@@ -123,7 +123,6 @@ class ToyRealClips(Toy):
     """Other real clips of the same captions, scored as if a model had generated them: the best that can be reached."""
 
     predicts: ClassVar[Predicts] = "references"
-    splits: ClassVar[tuple[str, ...]] = TOY_SPLITS
 
     def __init__(self) -> None:
         super().__init__()

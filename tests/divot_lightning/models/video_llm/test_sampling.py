@@ -107,6 +107,13 @@ def test_clips_are_read_once_for_all_questions(make, monkeypatch):
     assert second < 3 * alone / 2, "the words of all questions"
 
 
+def test_the_last_token_is_not_read_again(make, monkeypatch):
+    video_llm = make()
+    passed = passed_positions(monkeypatch, video_llm)
+    video_llm.generate_text([QUESTIONS[0]], features(4), max_new_tokens=1)
+    assert len(passed) == 1, "the prompt alone"
+
+
 def generate_one_by_one(video_llm, sample, count, generator):
     """Generate the clips of a sample as those of samples that end one clip later each, from their first token on."""
     clips = []
