@@ -185,21 +185,24 @@ class Registry(Generic[T]):
         base = getattr(importlib.import_module(module), name)
         if not (isinstance(found, type) and issubclass(found, base)):
             raise UserError(f"{path} is no {self.noun}: {found!r:.80}\nEvery {self.noun} is a subclass of {self.base}.")
-        undefined = sorted(getattr(found, "__abstractmethods__", ()))
+        self._require_complete(found, path)
+        return found
+
+    def _require_complete(self, part_class: type[T], path: str) -> None:
+        undefined = sorted(getattr(part_class, "__abstractmethods__", ()))
         if undefined:
             raise UserError(
                 f"{path} does not define {' and '.join(undefined)}, as every {self.noun} must\n"
                 f"{self.base} says what it takes and returns."
             )
-        parameters = inspect.signature(found.__init__).parameters
-        supplied = () if _takes_all(parameters) else getattr(found, "supplied_args", ())
+        parameters = inspect.signature(part_class.__init__).parameters
+        supplied = () if _takes_all(parameters) else getattr(part_class, "supplied_args", ())
         refused = [name for name in supplied if name not in parameters]
         if refused:
             raise UserError(
                 f"{path}.__init__ does not take {', '.join(refused)}, which the suite supplies to every {self.noun}\n"
                 f"Give its __init__ the arguments {', '.join(supplied)}, then its own settings."
             )
-        return found
 
     def _unknown(self, name: str) -> str:
         names = sorted({part.name for part in self.installed()})
