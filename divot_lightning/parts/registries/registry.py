@@ -201,7 +201,7 @@ class Registry(Generic[T]):
         if refused:
             raise UserError(
                 f"{path}.__init__ does not take {', '.join(refused)}, which the suite supplies to every {self.noun}\n"
-                f"Give its __init__ the arguments {', '.join(supplied)}, then its own settings."
+                f"Add {'it' if len(refused) == 1 else 'them'} to the arguments of its __init__."
             )
 
     def _unknown(self, name: str) -> str:
