@@ -32,6 +32,9 @@ _UNKNOWN_WORDS = re.compile(r"unrecognized arguments: (.+)")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NO_GROUP = re.compile(r"Unable to load config '(.*)'")
+_TYPE = re.compile(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])")
+_VALUE = re.compile(r"(?:Got value|Given value): (.+)")
+_TYPE_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _BOILERPLATE = (
     "Parser key",
     "Does not validate",
@@ -133,10 +136,35 @@ def _renamed_class(refusal: Refusal, parser: ArgumentParser) -> str | None:
     return f"{refusal.key!r}: {path!r} cannot be imported: {renamed}\nWrite the new path." if renamed else None
 
 
+def _wrong_type(refusal: Refusal, parser: ArgumentParser) -> str | None:
+    innermost = _innermost(refusal.text)
+    lines = [line.strip().removeprefix("- ") for line in innermost.splitlines()]
+    told = [line for line in lines if line and not line.startswith((*_BOILERPLATE, "Given value"))]
+    types = [found for line in told if (found := _TYPE.match(line))]
+    value = _VALUE.search(innermost)
+    if not refusal.key or value is None or len(types) < len(told) or any(_described(found) == "" for found in types):
+        return None
+    names = [found[1] for found in types]
+    words = [_described(found) for found in types if found[1] != "int" or "float" not in names]
+    given = shortened(value[1], MAX_LINE_CHARACTERS)
+    return f"{refusal.key!r} is {given!r}; it must be {' or '.join(dict.fromkeys(words))}"
+
+
+def _described(found: re.Match[str]) -> str:
+    """Return what a type of jsonargparse's messages allows, "" for those that need its own words."""
+    return f"one of {found[2]}" if found[2] else _TYPE_WORDS.get(found[1], "")
+
+
+def _innermost(text: str) -> str:
+    """Return the block of the innermost setting, without what jsonargparse calls values in here."""
+    plain = re.sub(r"NestedArg\(key='[^']*', val='?(.*?)'?\)$", r"\1", text, flags=re.MULTILINE)
+    plain = re.sub(r"\. Got value: Namespace\(.*", "", plain)
+    return plain[max(0, plain.rfind("Parser key")) :]
+
+
 def _own_words(refusal: Refusal, parser: ArgumentParser) -> str:
     """Return what jsonargparse says of the innermost setting, without repetitions."""
-    innermost = refusal.text[max(0, refusal.text.rfind("Parser key")) :]
-    before, given, after = innermost.partition("Given value: ")
+    before, given, after = _innermost(refusal.text).partition("Given value: ")
     lines = [line.strip().removeprefix("- ") for line in before.splitlines()]
     told = [line for line in lines if line and not line.startswith(_BOILERPLATE)]
     value = [f"given: {after.splitlines()[0]}"] if given else []
@@ -184,5 +212,6 @@ _EXPLANATIONS = (
     _missing_key,
     _not_a_group,
     _renamed_class,
+    _wrong_type,
     _own_words,
 )

@@ -257,6 +257,7 @@ def quiet() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*The dirpath has changed from.*",
         ".*instantiate_classes.*",
+        r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # stages log means over all processes
         ".*only one JsonargparseDeprecationWarning.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*did not contain values for support_fp32.*",

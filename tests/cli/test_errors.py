@@ -38,7 +38,7 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         (["--data.clips.sizee", "3"], ["'data.clips.sizee'", "TinyData", "size, names"]),
         (["--trainer.max_step", "3"], ["'trainer.max_step'", "Did you mean 'max_steps'?"]),
         (["--modle.width", "3"], ["'modle'", "Did you mean 'model'?"]),
-        (["--model.width", "wide"], ["'model.width'", "int", "wide"]),
+        (["--model.width", "wide"], ["'model.width' is 'wide'; it must be a whole number"]),
         (["--data.train", "{a: 1}"], ["'data.train'", "str", "list", "given: {'a': 1}"]),
         (["--trainer.precision", "3"], ["'trainer.precision'", "given: 3", "'bf16-mixed'"]),
         (["--data.clips", "3"], ["'data.clips' is 3", "size, names"]),

@@ -62,7 +62,7 @@ def test_help_and_comparison_import_no_torch(tmp_path):
             "'max_clps' is no setting. Did you mean 'max_clips'",
         ),
         (["--benchmark", "toy"], "not set: data"),
-        (["--benchmark", "toy", "--data", ".", "--limit", "x"], "'limit': Expected a <class 'int'>; given: x"),
+        (["--benchmark", "toy", "--data", ".", "--limit", "x"], "'limit' is 'x'; it must be a whole number"),
         (["--config", "evaluation/nothing", "--data", "."], "'evaluation/nothing'"),
         (["--benchmark", "toy-questions", "--data", ".", "--judge.kind", "mine"], "'judge.kind': Expected"),
         (
