@@ -6,6 +6,7 @@ unknown keys, keys that are missing and names of earlier versions are explained.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jsonargparse import ArgumentParser
@@ -32,7 +33,7 @@ _UNKNOWN_WORDS = re.compile(r"unrecognized arguments: (.+)")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NO_GROUP = re.compile(r"Unable to load config '(.*)'")
-_TYPE = re.compile(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])")
+_TYPE = re.compile(r"Expected an? (?:<class '(int|float|bool|str)'>|typing\.Literal\[(.+?)\])")
 _VALUE = re.compile(r"(?:Got value|Given value): (.+)")
 _TYPE_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _BOILERPLATE = (
@@ -142,17 +143,19 @@ def _wrong_type(refusal: Refusal, parser: ArgumentParser) -> str | None:
     told = [line for line in lines if line and not line.startswith((*_BOILERPLATE, "Given value"))]
     types = [found for line in told if (found := _TYPE.match(line))]
     value = _VALUE.search(innermost)
-    if not refusal.key or value is None or len(types) < len(told) or any(_described(found) == "" for found in types):
+    if not refusal.key or value is None or len(types) < len(told):
         return None
-    names = [found[1] for found in types]
-    words = [_described(found) for found in types if found[1] != "int" or "float" not in names]
     given = shortened(value[1], MAX_LINE_CHARACTERS)
-    return f"{refusal.key!r} is {given!r}; it must be {' or '.join(dict.fromkeys(words))}"
+    return f"{refusal.key!r} is {given!r}; it must be {_described(types)}"
 
 
-def _described(found: re.Match[str]) -> str:
-    """Return what a type of jsonargparse's messages allows, "" for those that need its own words."""
-    return f"one of {found[2]}" if found[2] else _TYPE_WORDS.get(found[1], "")
+def _described(types: Sequence[re.Match[str]]) -> str:
+    """Return what a setting may be, of the types that jsonargparse lists; a word of several lists is named once."""
+    names = [_TYPE_WORDS[found[1]] for found in types if found[1]]
+    words = [word.strip() for found in types if found[2] for word in found[2].split(",")]
+    kinds = dict.fromkeys(name for name in names if name != "a whole number" or "a number" not in names)
+    listed = ["one of " + ", ".join(dict.fromkeys(words))] if words else []
+    return " or ".join([*kinds, *listed])
 
 
 def _innermost(text: str) -> str:

@@ -40,7 +40,7 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         (["--modle.width", "3"], ["'modle'", "Did you mean 'model'?"]),
         (["--model.width", "wide"], ["'model.width' is 'wide'; it must be a whole number"]),
         (["--data.train", "{a: 1}"], ["'data.train'", "str", "list", "given: {'a': 1}"]),
-        (["--trainer.precision", "3"], ["'trainer.precision'", "given: 3", "'bf16-mixed'"]),
+        (["--trainer.precision", "3"], ["'trainer.precision' is '3'", "'bf16-mixed'"]),
         (["--data.clips", "3"], ["'data.clips' is 3", "size, names"]),
         (["--model", "tiny_stage.TinyStag"], ["tiny_stage.TinyStag", "'tiny_stage' has no attribute"]),
         (

@@ -64,7 +64,10 @@ def test_help_and_comparison_import_no_torch(tmp_path):
         (["--benchmark", "toy"], "not set: data"),
         (["--benchmark", "toy", "--data", ".", "--limit", "x"], "'limit' is 'x'; it must be a whole number"),
         (["--config", "evaluation/nothing", "--data", "."], "'evaluation/nothing'"),
-        (["--benchmark", "toy-questions", "--data", ".", "--judge.kind", "mine"], "'judge.kind': Expected"),
+        (
+            ["--benchmark", "toy-questions", "--data", ".", "--judge.kind", "mine"],
+            "'judge.kind' is 'mine'; it must be one of 'none', 'local', 'endpoint'",
+        ),
         (
             ["--benchmark", "toy-questions", "--data", ".", "--judge.prompt_file", "nowhere.txt"],
             "nowhere.txt is not there",

@@ -62,6 +62,14 @@ UNION = """Parser key "trainer.gradient_clip_val":
   Given value: big"""
 
 
+def test_words_of_several_lists_are_named_once():
+    errors = ["Literal[64, 32]", "Literal['32-true', '32']", "Literal['32', 'bf16']"]
+    listed = "\n".join(f"    - Expected a typing.{each}" for each in errors)
+    message = f'Parser key "trainer.precision":\n  Errors:\n{listed}\n  Given value: 3'
+    told = "'trainer.precision' is '3'; it must be one of 64, 32, '32-true', '32', 'bf16'"
+    assert condense(message, ArgumentParser()) == told
+
+
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -72,8 +80,8 @@ UNION = """Parser key "trainer.gradient_clip_val":
             "'trainer.max_steps' is 'five'; it must be a whole number",
         ),
         (
-            "Parser key \"data\":\n  Parser key \"clip.short_videos\":\n    Expected a typing.Literal['refuse', 'squeeze']. "
-            "Got value: stretch",
+            'Parser key "data.clip.short_videos":\n'
+            "  Expected a typing.Literal['refuse', 'squeeze']. Got value: stretch",
             "'data.clip.short_videos' is 'stretch'; it must be one of 'refuse', 'squeeze'",
         ),
     ],
