@@ -57,7 +57,10 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         ),
         (["--model.previous", "runs/nowhere"], ["there is no run folder runs/nowhere"]),
         (["--data.train", "missing"], ["there are no shards in missing"]),
-        (["--trainer.strategy", "teleport"], ["the trainer cannot be set up like this", "teleport", "deepspeed"]),
+        (
+            ["--trainer.strategy", "teleport"],
+            ["trainer.strategy is 'teleport'; choose auto, ddp or one of: ", "divot_zero2"],
+        ),
         (["--seed_everything", "-1"], ["seed_everything is -1; give 0 to 4294967295"]),
         (["stray"], ["'stray'", "--key value"]),
         (["--config", "toy/llm_pretrainin"], ["'toy/llm_pretrainin'", "toy/llm_pretraining"]),

@@ -186,12 +186,16 @@ class Stage(LightningModule):
         self.step_means = merge_means(self.step_means, result.parts) if self.step_means else result.parts
         self._log("train", result.weights, self.step_means)
 
-    def log_validation(self, parts: Mapping[str, LossPart]) -> None:
-        """Log means over all processes and batches."""
-        result = global_mean(parts)
-        self._log("validation", result.weights, result.parts)
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Do the same as `validation_step`, with test data; the losses are logged as those of `test`."""
+        self.validation_step(batch, batch_idx)
 
-    def _log(self, split: Split, weights: Mapping[str, float], means: Mapping[str, tuple[float, int]]) -> None:
+    def log_validation(self, parts: Mapping[str, LossPart]) -> None:
+        """Log means over all processes and batches of validation or test data."""
+        result = global_mean(parts)
+        self._log("test" if self.trainer.testing else "validation", result.weights, result.parts)
+
+    def _log(self, split: str, weights: Mapping[str, float], means: Mapping[str, tuple[float, int]]) -> None:
         if "loss" not in weights and means:
             samples = max(count for _, count in means.values())
             self.log(f"{split}/loss", weighted_sum(weights, means), prog_bar=True, batch_size=samples)
