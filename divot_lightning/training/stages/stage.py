@@ -266,7 +266,8 @@ class Stage(LightningModule):
         """Build optimizer and schedule.
 
         Raises:
-            UserError: The optimizer needs whole parameters, and the strategy splits them.
+            UserError: The optimizer needs whole parameters, and the strategy splits them; or the number of steps, which
+                its schedule needs, has no limit.
         """
         if self.optimizer_config.needs_whole_parameters and self._zero is not None:
             raise UserError(
@@ -274,8 +275,15 @@ class Stage(LightningModule):
                 "set --model.optimizer adamw, or train with --trainer.strategy ddp"
             )
         adamw = self._zero.adamw() if self._zero is not None else AdamW
-        steps = int(self.trainer.estimated_stepping_batches)
-        return configure_optimizer(self, self.optimizer_config, steps, adamw, is_partitioned=self._zero is not None)
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError(
+                "the number of steps has no limit (max_steps and max_epochs are -1), and the optimizer's schedule "
+                "needs one\nset trainer.max_steps; or trainer.max_epochs, with data.epoch exact"
+            )
+        return configure_optimizer(
+            self, self.optimizer_config, int(steps), adamw, is_partitioned=self._zero is not None
+        )
 
 
 def batch_generators(batch: Mapping[str, Any], purpose: str) -> list[torch.Generator] | None:
