@@ -118,12 +118,18 @@ def validate(run: Path, argv: list[str], verb: Literal["validate", "test"], chec
 
     Returns:
         The exit status.
+
+    Raises:
+        UserError: The run has no such data.
     """
     with explain_relative_paths(run, read_config(run)):
         cli = TrainingCLI(argv, f"divot {verb}", "measure")
         cli.checkpoint.resume_from = checkpoint
         with watched(cli.trainer):
-            getattr(cli.trainer, verb)(cli.model, cli.datamodule)
+            measured = getattr(cli.trainer, verb)(cli.model, cli.datamodule)
+    if not measured:
+        data = {"validate": "validation", "test": "test"}[verb]
+        raise UserError(f"{run} has no {data} data, so nothing was measured\ngive some: --data.{data} DATA")
     return 0
 
 

@@ -64,9 +64,12 @@ def test_help_and_comparison_import_no_torch(tmp_path):
             "'max_clps' is no setting. Did you mean 'max_clips'",
         ),
         (["--benchmark", "toy"], "not set: data"),
-        (["--benchmark", "toy", "--data", ".", "--limit", "x"], "'limit': Expected a <class 'int'>; given: x"),
+        (["--benchmark", "toy", "--data", ".", "--limit", "x"], "'limit' is 'x'; it must be a whole number"),
         (["--config", "evaluation/nothing", "--data", "."], "'evaluation/nothing'"),
-        (["--benchmark", "toy-questions", "--data", ".", "--judge.kind", "mine"], "'judge.kind': Expected"),
+        (
+            ["--benchmark", "toy-questions", "--data", ".", "--judge.kind", "mine"],
+            "'judge.kind' is 'mine'; it must be one of 'none', 'local', 'endpoint'",
+        ),
         (
             ["--benchmark", "toy-questions", "--data", ".", "--judge.prompt_file", "nowhere.txt"],
             "nowhere.txt is not there",

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.clip_generation import _generate_clip
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sampling import _read, sample_tokens
@@ -42,6 +43,15 @@ def test_samples_follow_the_softmax_at_the_temperature():
 def test_forbidden_tokens_are_never_chosen(temperature):
     logits_BV = torch.tensor([[9.0, 0.0]]).masked_fill(torch.tensor([True, False]), -torch.inf)
     assert sample_tokens(logits_BV, temperature, 1.0).tolist() == [1]
+
+
+def test_samples_of_another_width_are_refused_with_both_shapes(make):
+    video_llm = make()
+    sample = video_llm.head.sample
+    video_llm.head.sample = lambda *args, **kwargs: sample(*args, **kwargs)[..., 1:]
+    expected = rf"of the shape \(1, 1, {Q}, {C - 1}\); expected is \(1, 1, {Q}, {C}\): samples, clips, tokens, width"
+    with pytest.raises(UserError, match=expected):
+        video_llm.generate_features([GENERATE])
 
 
 @pytest.mark.parametrize("generation_mode", GENERATION_MODES)
