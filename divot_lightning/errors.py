@@ -10,6 +10,10 @@ MAX_SEED = 2**64 - 1
 """The generators of torch take seeds of 64 bits."""
 
 
+FORMAT_ERRORS = (KeyError, IndexError, ValueError, AttributeError, TypeError)
+"""What `str.format` raises for a text with braces that it cannot fill."""
+
+
 class UserError(ValueError):
     """Something in a recipe, a folder or the data is wrong and the user can fix it.
 
@@ -127,10 +131,10 @@ def first_of(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def problem_lines(problems: Mapping[str, Sequence[str]], most: int = 3) -> list[str]:
-    """Return a line for each problem that names have, with the first of these names.
+def problem_lines(problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for each problem that names have, with the first three of these names.
 
     >>> problem_lines({"missing": ["bias", "scale"], "not expected": []})
     ['missing: bias, scale']
     """
-    return [f"{what}: {first_of(names, most)}" for what, names in problems.items() if names]
+    return [f"{what}: {first_of(names, 3)}" for what, names in problems.items() if names]

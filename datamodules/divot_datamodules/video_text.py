@@ -16,7 +16,7 @@ from divot_datamodules.loading.skipped_samples import SKIPPED_FOLDER, Budget, Sk
 from divot_datamodules.loading.split_loaders import SplitLoaders
 from divot_datamodules.loading.trial_batches import StepKind, TrialBatch, step_kinds
 from divot_datamodules.order.data_position import TrainPosition
-from divot_datamodules.order.plan_edits import read_edits
+from divot_datamodules.order.plan_edits import DATA_FOLDER, read_edits
 from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.source_settings import OrderConfig, SourcesSetting, items_of, listed_sources
@@ -27,8 +27,6 @@ from divot_lightning.parts.tasks import Template
 
 logger = logging.getLogger(__name__)
 
-DATA_FOLDER = "data"
-"""Folder in a run folder: indexes of shards that have none beside them, and edits of the order."""
 _DEFAULT_CLIP = ClipConfig()
 
 

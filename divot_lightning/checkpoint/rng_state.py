@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
+from divot_lightning.distributed.environment import say
 from divot_lightning.distributed.ranks import Ranks
 
 
@@ -36,7 +36,7 @@ class RandomStates(Callback):
         if len(states) == trainer.world_size:
             self._next = states[trainer.global_rank]
         elif states:
-            rank_zero_info(f"{len(states)} processes then, {trainer.world_size} now: random states start anew")
+            say(f"{len(states)} processes before, {trainer.world_size} now: random states (dropout) start anew\n")
             seed = int(torch.initial_seed() % 2**63)
             self._next = fresh_state(seed, checkpoint["global_step"], trainer.global_rank)
 

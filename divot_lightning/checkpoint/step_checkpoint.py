@@ -1,6 +1,5 @@
 """The callback that saves a run's state, and its settings."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,7 +7,6 @@ from typing import Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 
 from divot_lightning.checkpoint.folder_writing import CheckpointNotWritten
 from divot_lightning.checkpoint.folders import (
@@ -24,6 +22,7 @@ from divot_lightning.checkpoint.folders import (
 )
 from divot_lightning.checkpoint.run_loops import use_resuming_loops
 from divot_lightning.checkpoint.run_state import RunState, require_known_strategy
+from divot_lightning.distributed.environment import say
 from divot_lightning.errors import UserError, require_at_least
 
 
@@ -152,7 +151,7 @@ class StepCheckpoint(Checkpoint):
         except CheckpointNotWritten as failure:
             if self.config.on_full_disk == "stop":
                 raise
-            _warn(f"step {step} continues without a checkpoint: {failure}\n")
+            say(f"step {step} continues without a checkpoint: {failure}\n")
             return
         if trainer.is_global_zero:
             self._remove_others()
@@ -170,8 +169,3 @@ class StepCheckpoint(Checkpoint):
             mode=self.config.mode,
         ):
             remove_folder(folders[step])
-
-
-@rank_zero_only
-def _warn(message: str) -> None:
-    sys.stderr.write(message)

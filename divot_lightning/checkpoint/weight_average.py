@@ -1,6 +1,5 @@
 """An exponential moving average (EMA) of the trained weights; under ZeRO it is sharded as the weights are."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from divot_lightning.checkpoint.folder_reading import CheckpointReader, check_names
@@ -17,6 +15,7 @@ from divot_lightning.checkpoint.folder_writing import Entry
 from divot_lightning.checkpoint.module_tensors import TensorAccess
 from divot_lightning.checkpoint.run_state import tensor_access
 from divot_lightning.checkpoint.tensor_file import TensorSpec
+from divot_lightning.distributed.environment import say
 from divot_lightning.errors import UserError
 from divot_lightning.models.weights import full_shape
 
@@ -63,7 +62,7 @@ class WeightAverage(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self._start(access)
             if not stored:
-                _say(f"{reader.folder} holds no averaged weights: the average starts with its weights")
+                say(f"{reader.folder} holds no averaged weights: the average starts with its weights\n")
                 return
             check_names(reader.folder, stored, set(trained))
             for name in trained:
@@ -177,8 +176,3 @@ def _overwrite(access: TensorAccess, values: Sequence[Tensor]) -> None:
         for master, value in zip(access.masters, values, strict=True):
             master.copy_(value)
     access.flush()
-
-
-@rank_zero_only
-def _say(message: str) -> None:
-    sys.stderr.write(message + "\n")

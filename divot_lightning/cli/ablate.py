@@ -21,7 +21,7 @@ DESCRIPTION = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the options."""
+    """Build the command's parser."""
     options = CommandParser(prog="divot ablate", description=DESCRIPTION)
     options.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe, such as ablations/heads")
     options.add_argument("--folder", help="where everything is written (default: runs/ablations/NAME_OF_THE_RECIPE)")

@@ -64,7 +64,7 @@ def shown(found: "EvaluationResult") -> str:
     for number, score in enumerate(found.scores):
         fractions = [fractions_of(found.scores)] if number == 0 else []
         columns = [score.name, f"{score.value:.4f}", str(score.count), *filter(None, fractions)]
-        lines.append("	".join(columns))
+        lines.append("\t".join(columns))
     lines += [f"note: {remark}" for remark in found.remarks]
     if (file := found.submission) is not None:
         filled = f"{file.filled} ({file.filled / file.count:.1%}) of its {file.count} answers chose no option"

@@ -66,9 +66,10 @@ def main(argv: Sequence[str]) -> int:
     options["decoding"] = Decoding(**decoding_options(args))
     files = reconstruct_files(pipeline, args.input, args.output, **options, on_skip=skipped.append)
     count = 0
-    with tqdm(files, total=args.num, desc="clips", unit="clip") as bar:
-        for comparison in bar:
+    with tqdm(total=args.num, desc="clips", unit="clip") as bar:
+        for comparison in files:  # not over the bar, which closes itself at the end of its iterator
             count += 1
+            bar.update()
             if args.jsonl:
                 sys.stdout.write(json.dumps(_row(comparison), ensure_ascii=False) + "\n")
         bar.total = count  # there may be fewer than --num

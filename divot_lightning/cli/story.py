@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.command_options import (
     HEAD_HELP,
     add_decoding_options,
@@ -51,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot story`, and return the exit status."""
     head, words = split_head_options(argv)
     args = parser().parse_args(words)
-    if args.num_clips < 1:
-        raise UserError(f"--num-clips is {args.num_clips}; it must be at least 1")
+    require_at_least(1, "--", **{"num-clips": args.num_clips})
     if (args.instruction is None) == (args.prompts is None):
         raise UserError("give either an instruction, or --prompts FILE with one per line")
     entries, folders = [{"instruction": args.instruction}], [Path(args.output)]

@@ -4,7 +4,7 @@ import sys
 from typing import Literal
 
 from divot_lightning.checkpoint.folders import choose_checkpoint
-from divot_lightning.distributed.environment import is_first_process
+from divot_lightning.distributed.environment import say
 from divot_lightning.errors import UserError
 from divot_lightning.io.quick_imports import quick_imports
 from divot_lightning.training.training_args import run_args, split_run, wants_help
@@ -33,8 +33,7 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
     choice = choose_checkpoint(run)
     if choice.checkpoint is None:
         raise UserError(f"{run} has no checkpoint yet.\nTo train it: divot resume {run}")
-    if is_first_process():
-        sys.stderr.write(choice.warnings())
+    say(choice.warnings())
 
     with quick_imports():
         from divot_lightning.training.runs import validate

@@ -1,13 +1,12 @@
 """AdamW that steps in the host's memory: DeepSpeed's kernel, which is compiled on its first use."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
 
-from divot_lightning.distributed.environment import is_first_process
+from divot_lightning.distributed.environment import say
 from divot_lightning.errors import UserError
 
 STALE_SECONDS = 1800.0
@@ -31,8 +30,8 @@ def offloaded_adamw() -> type[Optimizer]:
     builder = CPUAdamBuilder()
     folder = build_folder(builder.name)
     check_lock(folder)
-    if is_first_process() and not (folder / f"{builder.name}.so").is_file():
-        sys.stderr.write("compiling DeepSpeed's CPU Adam for the optimizer's offload: once, some minutes\n")
+    if not (folder / f"{builder.name}.so").is_file():
+        say("compiling DeepSpeed's CPU Adam for the optimizer's offload: once, some minutes\n")
     try:
         builder.load(verbose=False)
     except Exception as error:  # whatever a compiler, a linker or a loader may come up with

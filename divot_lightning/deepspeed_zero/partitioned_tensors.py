@@ -6,7 +6,6 @@ across several: `Fragment` says where.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +14,10 @@ from torch import Tensor, distributed
 from divot_lightning.checkpoint.module_tensors import ModuleTensors, copy_into
 from divot_lightning.checkpoint.optimizer_state import OptimizerEntry, family, leaf_optimizers
 from divot_lightning.checkpoint.tensor_file import TensorSpec
+from divot_lightning.deepspeed_zero.sharded_weights import gathered
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
-from divot_lightning.models.weights import full_shape
+from divot_lightning.models.weights import full_shape, is_sharded
 
 _MASTERS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
 """Attributes with the partitions in DeepSpeed's optimizers for stages 1 and 2, for bfloat16, and for stage 3."""
@@ -78,10 +78,10 @@ class PartitionedTensors:
         name = self._names.get(id(tensor))
         if name is not None:
             return self.read_copy(name, self.masters, owner)
-        with _gathered(tensor):
+        with gathered([tensor]):
             if Ranks.all().rank != owner:
                 return None
-            return tensor.detach().clone() if hasattr(tensor, "ds_id") else tensor.detach()
+            return tensor.detach().clone() if is_sharded(tensor) else tensor.detach()
 
     def write(self, tensor: Tensor, value: Tensor) -> None:
         """Overwrite a tensor of the stage."""
@@ -89,8 +89,8 @@ class PartitionedTensors:
         if name is not None:
             self.write_copy(name, value, self.masters)
             return
-        with _gathered(tensor, modifier_rank=0):
-            if not hasattr(tensor, "ds_id") or Ranks.all().rank == 0:
+        with gathered([tensor], write=True):
+            if not is_sharded(tensor) or Ranks.all().rank == 0:
                 copy_into(tensor, value)
 
     def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
@@ -205,7 +205,7 @@ def fragment_of(parameter: Any, zero: Any) -> Fragment:
         parameter: The parameter, with what DeepSpeed attached to it.
         zero: DeepSpeed's ZeRO optimizer.
     """
-    if hasattr(parameter, "ds_id"):
+    if is_sharded(parameter):
         index, start, length = zero.grad_position[zero.get_param_id(parameter)]
         offset = length * Ranks.all().rank
         # The last partitions are padded.
@@ -248,14 +248,6 @@ def _own_part(parameter: Tensor, fragment: Fragment, partition: Tensor) -> Tenso
         part = partition.detach().narrow(0, fragment.start, fragment.length)
         whole.narrow(0, fragment.offset, fragment.length).copy_(part)
     return whole
-
-
-def _gathered(tensor: Tensor, modifier_rank: int | None = None) -> Any:
-    if not hasattr(tensor, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=modifier_rank)
 
 
 def _device() -> torch.device:

@@ -155,8 +155,7 @@ class DivotDeepSpeedStrategy(DeepSpeedStrategy):
 
     def _autocast(self, model: Module) -> None:
         """Let layers in half precision take float32 inputs of a stage, such as noise, times and pixels."""
-        name = self.precision_plugin.precision
-        dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(name.split("-")[0])
+        dtype = half_of(self.precision_plugin.precision)
         if dtype is None:
             return
         contexts = ExitStack()
@@ -209,6 +208,15 @@ class DivotDeepSpeedStrategy(DeepSpeedStrategy):
 
         setattr(optimizer, norm, norm_or_nothing)
         optimizer.check_overflow = check_or_skip
+
+
+def half_of(precision: str) -> torch.dtype | None:
+    """Return the half precision in one of Lightning's names, None for float32.
+
+    >>> half_of("bf16-mixed")
+    torch.bfloat16
+    """
+    return {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0])
 
 
 def float32_buffers(model: Module) -> list[tuple[Module, str, Tensor]]:

@@ -53,9 +53,8 @@ class Actions:
             Cancelled: The job was cancelled.
         """
         (self.folder / job.id).mkdir(parents=True)
-        {"reconstruct": self._reconstruct, "ask": self._ask, "generate": self._generate, "story": self._story}[
-            job.kind
-        ](job)
+        do = {"reconstruct": self._reconstruct, "ask": self._ask, "generate": self._generate, "story": self._story}
+        do[job.kind](job)
 
     def forget(self, name: str) -> None:
         """Delete the files of a job."""

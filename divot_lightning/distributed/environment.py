@@ -1,6 +1,8 @@
-"""Number and count of the processes of a job, before anything is built. No torch."""
+"""Number and count of the processes of a job, and messages that are written once for all. No torch."""
 
 import os
+import sys
+from typing import TextIO
 
 
 def is_first_process() -> bool:
@@ -12,6 +14,12 @@ def is_first_process() -> bool:
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Write text to a stream (standard error), once per job: only its first process does."""
+    if is_first_process():
+        (stream or sys.stderr).write(text)
 
 
 def num_started() -> int:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from divot_lightning.errors import UserError, require_at_least, require_seed
+from divot_lightning.errors import FORMAT_ERRORS, UserError, require_at_least, require_seed
 from divot_lightning.evaluation.config import EvaluationConfig, JudgeConfig
 from divot_lightning.inference.command_options import check_ask_options, check_top_p, refuse_idle_top_p
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
@@ -101,9 +101,9 @@ def _check_prompt(prompt: str | None, default: str | None) -> None:
     fields = [name for name in ("question", "options") if f"{{{name}}}" in (default or "")]
     try:
         prompt.format(**dict.fromkeys(fields, ""))
-    except (KeyError, IndexError, ValueError) as error:
+    except FORMAT_ERRORS as error:
         known = ", ".join(f"{{{name}}}" for name in fields) or "none"
-        raise UserError(f"prompt {prompt!r} has a field {error} that is not known; known here: {known}") from error
+        raise UserError(f"prompt {prompt!r} cannot be filled: {error}; known here: {known}") from error
     missing = next((name for name in fields if f"{{{name}}}" not in prompt), None)
     if missing:
         raise UserError(f"prompt {prompt!r} lacks {{{missing}}}")

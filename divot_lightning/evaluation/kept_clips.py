@@ -5,6 +5,7 @@ Shape letters: F frames, H height, W width.
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def find_clip(folder: Path, number: int, kind: str = "clip") -> Pixels | None:
     try:
         with np.load(_path(folder, number)) as arrays:
             return np.asarray(arrays[kind])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

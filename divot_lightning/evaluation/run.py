@@ -79,7 +79,7 @@ def _protocol(
     run: str | Path, config: EvaluationConfig, benchmark: Benchmark, chosen: ChosenItems, runner: Runner
 ) -> dict[str, Any]:
     """Return what decides the predictions."""
-    own = {key: value for key, value in benchmark.init_args.items() if key not in SUPPLIED}
+    own = {key: value for key, value in benchmark.init_args.items() if key not in (*SUPPLIED, *benchmark.places)}
     return {
         **chosen.describe_files(),
         **({"benchmark_settings": own} if own else {}),

@@ -9,6 +9,9 @@ from typing import Any
 from divot_lightning.errors import UserError, first_of
 from divot_lightning.io.files import write_atomically
 
+SCORES = "scores.json"
+"""File of scores in the folder of an evaluation."""
+
 FORMAT = 2
 """Version of the file of scores; the first version was a list."""
 
@@ -54,6 +57,11 @@ def save_scores(scores: Sequence[Score], path: Path) -> None:
     write_atomically(path, json.dumps(content, indent=1))
 
 
+def scores_of_run(run: Path) -> list[Path]:
+    """Return the files of scores of the evaluations in a run folder."""
+    return sorted(run.glob(f"evaluation/*/{SCORES}"))
+
+
 def _distinct(values: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for value in values:
@@ -69,15 +77,13 @@ def load_scores(path: Path) -> list[Score]:
         UserError: There is no such file, it holds something else, or it has a later version.
     """
     if not path.is_file():
-        evaluations = [str(file.parent) for file in sorted(path.parent.glob("evaluation/*/scores.json"))]
+        evaluations = [str(file.parent) for file in scores_of_run(path.parent)]
         hint = f"evaluations of this run: {first_of(evaluations, 5)}" if evaluations else "first: divot evaluate RUN"
         raise UserError(f"there are no scores at {str(path)!r}\n{hint}")
     try:
         return _read_scores(path, json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{str(path)!r} holds no scores; give the folder of an evaluation, or its scores.json"
-        ) from error
+        raise UserError(f"{str(path)!r} holds no scores; give the folder of an evaluation, or its {SCORES}") from error
 
 
 def _read_scores(path: Path, content: Any) -> list[Score]:

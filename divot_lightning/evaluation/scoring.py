@@ -13,8 +13,7 @@ from divot_lightning.evaluation.judges.verdicts import JUDGED, judge_rows, verdi
 from divot_lightning.evaluation.kept_clips import gather_clips
 from divot_lightning.evaluation.predictions import PredictionStore
 from divot_lightning.evaluation.protocol import COUNTED, library_versions
-from divot_lightning.evaluation.scores import Score, save_scores
-from divot_lightning.evaluation.statistics.comparison import SCORES
+from divot_lightning.evaluation.scores import SCORES, Score, save_scores
 from divot_lightning.io.jsonl import Row
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction, Submission, Values
 from divot_lightning.parts.metrics import BenchmarkMetric

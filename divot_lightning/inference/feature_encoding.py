@@ -29,7 +29,7 @@ from divot_lightning.checkpoint.components import load_component, part_sha256, r
 from divot_lightning.checkpoint.run_components import find_component, weights_sha256
 from divot_lightning.errors import UserError, require_at_least, require_one_of
 from divot_lightning.inference.loaded_run import usable_device
-from divot_lightning.inference.run_config import run_clip_config
+from divot_lightning.inference.run_config import run_clip_config, run_short_videos
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
@@ -265,10 +265,10 @@ def _check_size(detokenizer: Path, clip: ClipConfig) -> None:
 
 
 def tokenizer_clip(tokenizer: str | Path) -> ClipConfig:
-    """Return how a tokenizer's run cuts clips; videos that are too short are skipped, as is the default elsewhere."""
+    """Return how a tokenizer's run cuts clips, and what it does with short videos, so that features fit its recipe."""
     component = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
     stated = run_clip_config(tokenizer, component)
-    return replace(stated, short_videos="refuse", sparse_frames=None)
+    return replace(stated, short_videos=run_short_videos(tokenizer), sparse_frames=None)
 
 
 def _encoded(samples: Iterator[Sample], encoder: _Encoder, batch_size: int, bar: "tqdm[None]") -> Iterator[Members]:

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.frame_pixels import Resize
@@ -45,6 +45,11 @@ def run_fps(run: str | Path) -> float:
 def run_resize(run: str | Path) -> Resize:
     """Return the filter that resizes a run's frames; "bicubic" if its config does not say."""
     return _stated_clip(run).resize
+
+
+def run_short_videos(run: str | Path) -> Literal["refuse", "squeeze"]:
+    """Return what a run does with videos that are shorter than a clip; "refuse" if its config does not say."""
+    return _stated_clip(run).short_videos
 
 
 def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:

@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from divot_lightning.errors import UserError
+from divot_lightning.models.recompilation import allow_many_versions
 
 Attention: TypeAlias = Literal["auto", "sdpa", "eager", "flex"]
 
@@ -33,12 +34,6 @@ SDPA_OR_FLEX = "sdpa_or_flex_attention"
 
 SMALLEST_HEAD = 16
 """Width of a head below which torch has no FlexAttention kernel on CUDA."""
-
-RECOMPILE_LIMIT = 64
-"""Versions of one function that torch may compile. torch stops after 8 versions without an error, and computes the
-function slowly from then on. FlexAttention has a version for each of: one row or several, one block or several, with
-and without gradients, and for each window. Blocks that are compiled share one function: DynamiCrafter's, of 14 sizes,
-need 28 versions."""
 
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")
 
@@ -119,11 +114,6 @@ def make_block_mask(
     allow_many_versions()
     rows, queries, keys = shape
     return create_block_mask(lambda row, head, q, k: rule(row, q, k), rows, None, queries, keys, device=device)
-
-
-def allow_many_versions() -> None:
-    """Let torch compile a function in `RECOMPILE_LIMIT` versions, in this process."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
 
 
 def sdpa_or_flex(

@@ -161,6 +161,7 @@ class Benchmark(Part, ABC):
         default_prompt: Text with {question}, and {options} for multiple choice; None asks for a caption with the words
             that the run was trained on.
         is_open: Whether answers are free text that a judge may compare with `item.answer`.
+        places: Names of its own settings that say where data are. The protocol has what is read there, not where it is.
     """
 
     predicts: ClassVar[Predicts] = "answers"
@@ -169,6 +170,7 @@ class Benchmark(Part, ABC):
     main_scores: ClassVar[tuple[str, ...]] = ()
     default_prompt: ClassVar[str | None] = "{question}"
     is_open: ClassVar[bool] = False
+    places: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def items(self, data: str | Path, split: str) -> BenchmarkData:

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from divot_lightning.errors import UserError
 from divot_lightning.parts.part import Part
 
 P = ParamSpec("P")
@@ -114,7 +115,13 @@ class GenerationHead(Part, nn.Module, ABC):
 
         In training call `head(...)` and not `head.loss(...)`: ZeRO-3 gathers parameters in forward hooks.
         """
-        return self.loss(hidden_BQD, target_BQC, mask_BQ)
+        loss = self.loss(hidden_BQD, target_BQC, mask_BQ)
+        if loss.dim():
+            raise UserError(
+                f"the loss of {type(self).__name__} has the shape {tuple(loss.shape)}; it must be one number, a tensor "
+                "without dimensions\nreturn the mean over the tokens that count: masked_mean(loss_BQ, mask_BQ)"
+            )
+        return loss
 
 
 def force_float32(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:

@@ -16,19 +16,18 @@ from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from divot_lightning.deepspeed_zero.strategy import float32_buffers, restore_buffers
+from divot_lightning.deepspeed_zero.strategy import float32_buffers, half_of, restore_buffers
 from divot_lightning.models.block_attention import SDPA_OR_FLEX, takes_block_masks
 from divot_lightning.models.clip_encoding import CLIPS_AT_ONCE
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm import attention_mask
+from divot_lightning.models.weight_dtypes import HALF
 from divot_lightning.preflight.live_memory import LiveMemory
 from divot_lightning.preflight.memory import ProcessLayout
 from divot_lightning.preflight.meta_autocast import MetaAutocast
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages import video_llm_step
-
-_HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: ProcessLayout) -> int:
@@ -68,7 +67,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Proc
 
 def _dtypes(layout: ProcessLayout) -> tuple[torch.dtype | None, torch.dtype | None, torch.dtype]:
     """Return the half precision of weights and inputs, that of autocast (None for neither), and torch's default."""
-    half = _HALVES.get(layout.precision.split("-")[0])
+    half = half_of(layout.precision)
     if half is None:
         return None, None, torch.float32
     casts = layout.zero_stage > 0 or layout.precision.endswith("mixed")
@@ -101,7 +100,7 @@ def cpu_conv3d_windows(func: Any, args: Any, result: Any) -> int:
     else:
         return 0
     window = weight.shape[2:].numel()
-    if given.ndim != 5 or given.dtype not in _HALVES.values() or window == 1 or is_transposed or _has_fast_half():
+    if given.ndim != 5 or given.dtype not in HALF or window == 1 or is_transposed or _has_fast_half():
         return 0
     return int(output.shape[0] * output.shape[2:].numel() * weight.shape[1] * window * given.itemsize)
 

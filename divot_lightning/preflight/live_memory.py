@@ -38,9 +38,8 @@ class LiveMemory(TorchDispatchMode):
         self.device, self.within = device, within
         self.now = self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
-        self._known = [
-            tensor.untyped_storage() for tensor in known
-        ]  # kept alive, so that no new storage gets the same address
+        # Kept alive, so that no new storage gets the same address.
+        self._known = [tensor.untyped_storage() for tensor in known]
         self._known_keys = {storage._cdata for storage in self._known}
 
     def __torch_dispatch__(

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from divot_lightning.models.weight_dtypes import HALF
+
 _MATRIX_PRODUCTS = frozenset(
     (
         *("matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "addmm", "addmv", "addbmm", "baddbmm", "addr"),
@@ -91,7 +93,7 @@ class MetaAutocast(TorchFunctionMode):
 
 
 def _to_float32(tensor: Tensor) -> Tensor:
-    half = tensor.device.type == "meta" and tensor.dtype in (torch.bfloat16, torch.float16)
+    half = tensor.device.type == "meta" and tensor.dtype in HALF
     return tensor.float() if half else tensor
 
 

@@ -42,11 +42,9 @@ class ModelNeeds:
     @property
     def heaviest(self) -> str | None:
         """Kind of batch that needs the most memory; None if unknown."""
-        return (
-            None
-            if self.no_activations or not self.activations
-            else max(self.activations, key=self.activations.__getitem__)
-        )
+        if self.no_activations or not self.activations:
+            return None
+        return max(self.activations, key=self.activations.__getitem__)
 
     @property
     def device(self) -> int | None:
@@ -97,7 +95,6 @@ def model_needs(
         max_steps=max_steps,
         logger=False,
         enable_checkpointing=False,
-        barebones=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )

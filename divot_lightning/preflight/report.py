@@ -1,5 +1,6 @@
 """Read a recipe for `divot preflight` and print what it needs."""
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import StrategyRegistry
 
+from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig
 from divot_lightning.deepspeed_zero.registration import STRATEGIES
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.io.output_files import free_bytes
@@ -46,8 +48,7 @@ def preflight(argv: list[str]) -> int:
         batches={trial.kind.name: trial.batch for trial in data.trials},
     )
     room = free_bytes(cli.run_folder)
-    settings = cli.config_init.checkpoint
-    needed = model.checkpoint * (settings.keep_last + settings.keep_best + 1)
+    needed = model.checkpoint * most_checkpoints(cli.config_init.checkpoint, cli.config.trainer.max_steps)
     lines = [*model_lines(model, layout), *batch_lines(cli, layout, data), *disk_lines(needed, room, cli.run_folder)]
     sys.stdout.write("\n".join(lines) + "\n")
     return 1 if needed > room else 0
@@ -152,6 +153,19 @@ def batch_lines(cli: TrainingCLI, layout: ProcessLayout, data: DataNeeds) -> Ite
             f"shared memory  {data.shared / MIB:.1f} MiB of each process with its decoding workers at most, "
             f"{layout.per_node * data.shared / MIB:.1f} MiB of a node"
         )
+
+
+def most_checkpoints(config: CheckpointConfig, max_steps: int) -> int:
+    """Return how many checkpoints a run has at most: those that it keeps, and one that is being written.
+
+    >>> most_checkpoints(CheckpointConfig(every_steps=4, keep_all=True), max_steps=10)
+    4
+    """
+    steps = max(0, max_steps)  # -1: endless, so that nobody knows how many are kept for ever
+    if config.keep_all:
+        return -(-steps // config.every_steps) + 1
+    for_ever = steps // math.lcm(config.every_steps, config.keep_every) if config.keep_every else 0
+    return config.keep_last + config.keep_best + for_ever + 1
 
 
 def disk_lines(needed: int, room: int, run: Path) -> Iterator[str]:

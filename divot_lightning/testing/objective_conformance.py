@@ -18,9 +18,11 @@ CPU = torch.device("cpu")
 class ObjectiveConformance(ABC):
     """Test an objective against the contract. Pytest collects the subclass if its name starts with `Test`.
 
-    class TestMyObjective(ObjectiveConformance):
-        def make_objective(self):
-            return MyObjective(shift=3.0)
+        class TestMyObjective(ObjectiveConformance):
+            def make_objective(self):
+                return MyObjective(shift=3.0)
+
+    Every test builds its own.
     """
 
     @abstractmethod

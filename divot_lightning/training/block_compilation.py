@@ -7,7 +7,7 @@ from torch import nn
 
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.errors import UserError
-from divot_lightning.models.block_attention import allow_many_versions
+from divot_lightning.models.recompilation import allow_many_versions
 
 
 class CompileBlocks(Callback):

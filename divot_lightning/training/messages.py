@@ -6,6 +6,7 @@ unknown keys, keys that are missing and names of earlier versions are explained.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jsonargparse import ArgumentParser
@@ -32,6 +33,9 @@ _UNKNOWN_WORDS = re.compile(r"unrecognized arguments: (.+)")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NO_GROUP = re.compile(r"Unable to load config '(.*)'")
+_TYPE = re.compile(r"Expected an? (?:<class '(int|float|bool|str)'>|typing\.Literal\[(.+?)\])")
+_VALUE = re.compile(r"(?:Got value|Given value): (.+)")
+_TYPE_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _BOILERPLATE = (
     "Parser key",
     "Does not validate",
@@ -133,10 +137,37 @@ def _renamed_class(refusal: Refusal, parser: ArgumentParser) -> str | None:
     return f"{refusal.key!r}: {path!r} cannot be imported: {renamed}\nWrite the new path." if renamed else None
 
 
+def _wrong_type(refusal: Refusal, parser: ArgumentParser) -> str | None:
+    innermost = _innermost(refusal.text)
+    lines = [line.strip().removeprefix("- ") for line in innermost.splitlines()]
+    told = [line for line in lines if line and not line.startswith((*_BOILERPLATE, "Given value"))]
+    types = [found for line in told if (found := _TYPE.match(line))]
+    value = _VALUE.search(innermost)
+    if not refusal.key or value is None or len(types) < len(told):
+        return None
+    given = shortened(value[1], MAX_LINE_CHARACTERS)
+    return f"{refusal.key!r} is {given!r}; it must be {_described(types)}"
+
+
+def _described(types: Sequence[re.Match[str]]) -> str:
+    """Return what a setting may be, of the types that jsonargparse lists; a word of several lists is named once."""
+    names = [_TYPE_WORDS[found[1]] for found in types if found[1]]
+    words = [word.strip() for found in types if found[2] for word in found[2].split(",")]
+    kinds = dict.fromkeys(name for name in names if name != "a whole number" or "a number" not in names)
+    listed = ["one of " + ", ".join(dict.fromkeys(words))] if words else []
+    return " or ".join([*kinds, *listed])
+
+
+def _innermost(text: str) -> str:
+    """Return the block of the innermost setting, without what jsonargparse calls values in here."""
+    plain = re.sub(r"NestedArg\(key='[^']*', val='?(.*?)'?\)$", r"\1", text, flags=re.MULTILINE)
+    plain = re.sub(r"\. Got value: Namespace\(.*", "", plain)
+    return plain[max(0, plain.rfind("Parser key")) :]
+
+
 def _own_words(refusal: Refusal, parser: ArgumentParser) -> str:
     """Return what jsonargparse says of the innermost setting, without repetitions."""
-    innermost = refusal.text[max(0, refusal.text.rfind("Parser key")) :]
-    before, given, after = innermost.partition("Given value: ")
+    before, given, after = _innermost(refusal.text).partition("Given value: ")
     lines = [line.strip().removeprefix("- ") for line in before.splitlines()]
     told = [line for line in lines if line and not line.startswith(_BOILERPLATE)]
     value = [f"given: {after.splitlines()[0]}"] if given else []
@@ -184,5 +215,6 @@ _EXPLANATIONS = (
     _missing_key,
     _not_a_group,
     _renamed_class,
+    _wrong_type,
     _own_words,
 )

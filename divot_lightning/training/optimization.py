@@ -7,6 +7,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from divot_lightning.errors import UserError
 from divot_lightning.models.weights import full_shape
 from divot_lightning.parts.optimizers import TrainedParameter, TrainingOptimizer
 
@@ -29,8 +30,17 @@ def configure_optimizer(
 
     Returns:
         Optimizer and a schedule that is stepped after every optimizer step.
+
+    Raises:
+        UserError: All parameters are frozen.
     """
-    optimizer = settings.build(trained_parameters(module, is_partitioned), adamw)
+    parameters = trained_parameters(module, is_partitioned)
+    if not parameters:
+        raise UserError(
+            f"all parameters of a {type(module).__name__} are frozen, so that there is nothing to train\n"
+            "let the recipe freeze less"
+        )
+    optimizer = settings.build(parameters, adamw)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.lr_fraction(step, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from divot_datamodules.loading.skipped_samples import SKIPPED_FOLDER
+from divot_datamodules.order.plan_edits import DATA_FOLDER
 from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
 from divot_lightning.errors import UserError
 from divot_lightning.io.jsonl import read_object
@@ -29,7 +30,6 @@ from divot_lightning.io.renamed import OLD_SKIPPED
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
-DATA = "data"
 TENSORBOARD = "tensorboard"
 FINISHED = "finished.json"
 LOCK = "run.lock"
@@ -49,7 +49,7 @@ def require_free(run: Path) -> None:
         return
     if not run.is_dir():
         raise UserError(f"--run {run} is a file; give a folder that does not exist yet.")
-    leftovers = (SKIPPED_FOLDER, OLD_SKIPPED, DATA, LOCK, STOPPED)  # of a run that never took a step
+    leftovers = (SKIPPED_FOLDER, OLD_SKIPPED, DATA_FOLDER, LOCK, STOPPED)  # of a run that never took a step
     entries = sorted(path.name for path in run.iterdir() if path.name not in leftovers)
     if not entries:
         return

@@ -4,14 +4,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from divot_lightning.checkpoint.folders import CHECKPOINTS, checkpoint_step, choose_checkpoint, newest_checkpoint
 from divot_lightning.checkpoint.run_state import RunState
-from divot_lightning.distributed.environment import is_first_process
+from divot_lightning.distributed.environment import is_first_process, say
 from divot_lightning.distributed.launcher import is_started_by_rank_zero, watched
 from divot_lightning.distributed.same_start import Start
 from divot_lightning.distributed.signals import INTERRUPTED_EXIT_CODE, exit_code
@@ -59,15 +59,15 @@ def _resume(run: Path, argv: list[str], checkpoint: Path | None, before: str) ->
     cli = TrainingCLI(argv, "divot resume", "resume")
     changes = changed_settings(before, cli.saved_config)
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
-        _say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
+        say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
         return 0
     if checkpoint is None and (run / FINISHED).is_file():
         _refuse_restart(run)
-    _say(f"{run}: continuing after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
+    say(f"{run}: continuing after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
     for change in changes[:MAX_CHANGES_SHOWN]:
-        _say(f"  changed {change}\n")
+        say(f"  changed {change}\n")
     if len(changes) > MAX_CHANGES_SHOWN:
-        _say(f"  and {len(changes) - MAX_CHANGES_SHOWN} more settings\n")
+        say(f"  and {len(changes) - MAX_CHANGES_SHOWN} more settings\n")
     try:
         return _fit(cli, checkpoint)
     except UserError as error:
@@ -91,7 +91,7 @@ def _refuse_restart(run: Path) -> None:
 
 def _chosen(run: Path) -> Path | None:
     choice = choose_checkpoint(run)
-    _say(choice.warnings())
+    say(choice.warnings())
     return choice.checkpoint
 
 
@@ -118,12 +118,18 @@ def validate(run: Path, argv: list[str], verb: Literal["validate", "test"], chec
 
     Returns:
         The exit status.
+
+    Raises:
+        UserError: The run has no such data.
     """
     with explain_relative_paths(run, read_config(run)):
         cli = TrainingCLI(argv, f"divot {verb}", "measure")
         cli.checkpoint.resume_from = checkpoint
         with watched(cli.trainer):
-            getattr(cli.trainer, verb)(cli.model, cli.datamodule)
+            measured = getattr(cli.trainer, verb)(cli.model, cli.datamodule)
+    if not measured:
+        data = {"validate": "validation", "test": "test"}[verb]
+        raise UserError(f"{run} has no {data} data, so nothing was measured\ngive some: --data.{data} DATA")
     return 0
 
 
@@ -178,12 +184,7 @@ def _report_stop(cli: TrainingCLI) -> int:
     saved_step = checkpoint_step(saved) if saved else 0
     how = f"stopped by {stopped_by.name} after" if stopped_by else "stopped after"
     lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be repeated"
-    _say(f"{how} step {step}{lost}; continue with: divot resume {cli.run_folder}\n")
+    say(f"{how} step {step}{lost}; continue with: divot resume {cli.run_folder}\n")
     if is_started_by_rank_zero():
         return 0  # the first process reports for the job; another exit status than 0 would count as a failure
     return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE
-
-
-def _say(text: str, stream: TextIO | None = None) -> None:
-    if is_first_process():
-        (stream or sys.stderr).write(text)

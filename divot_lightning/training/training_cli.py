@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from divot_lightning import __version__
 from divot_lightning.checkpoint.rng_state import RandomStates
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
-from divot_lightning.deepspeed_zero.registration import register_strategies
+from divot_lightning.deepspeed_zero.registration import STRATEGIES, register_strategies
 from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.distributed.launcher import watch_processes
 from divot_lightning.distributed.same_start import SameStart
@@ -163,7 +163,7 @@ class TrainingCLI(LightningCLI):
         try:
             trainer = Trainer(**settings)
         except (MisconfigurationException, ValueError) as error:
-            raise UserError(f"the trainer cannot be set up like this: {error}{_gpu_hint(settings)}") from error
+            raise UserError(_trainer_refusal(str(error), settings)) from error
         watch_processes(trainer)
         trainer._signal_connector = NoSignalHandlers()  # type: ignore[assignment]
         return trainer
@@ -257,12 +257,19 @@ def quiet() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*The dirpath has changed from.*",
         ".*instantiate_classes.*",
+        r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # stages log means over all processes
         ".*only one JsonargparseDeprecationWarning.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*did not contain values for support_fp32.*",
         ".*torch.distributed.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _trainer_refusal(message: str, settings: Mapping[str, Any]) -> str:
+    if "invalid strategy name" in message:  # Lightning's own list lacks ours
+        return f"trainer.strategy is {settings['strategy']!r}; choose auto, ddp or one of: {', '.join(STRATEGIES)}"
+    return f"the trainer cannot be set up like this: {message}{_gpu_hint(settings)}"
 
 
 def _gpu_hint(settings: Mapping[str, Any]) -> str:

@@ -102,8 +102,8 @@ class MeanFlowHead(GenerationHead):
         noise_NC = torch.randn_like(clean_NC)
         start_N, end_N = self._draw_interval(clean_NC)
         noisy_NC = torch.lerp(clean_NC, noise_NC, end_N.unsqueeze(-1))
-        average_NC, wanted_NC = self.average_velocity(noisy_NC, start_N, end_N, condition_ND, noise_NC - clean_NC)
-        squared_N = (average_NC - wanted_NC).square().mean(dim=-1)
+        average_NC, target_NC = self.average_velocity(noisy_NC, start_N, end_N, condition_ND, noise_NC - clean_NC)
+        squared_N = (average_NC - target_NC).square().mean(dim=-1)
         weighted_N = squared_N / (squared_N.detach() + WEIGHT_FLOOR) ** self.weight_power
         error_BQ = mean_of_draws(weighted_N, target_BQC, self.draws_per_token)
         return masked_mean(error_BQ, mask_BQ)

@@ -41,12 +41,13 @@ class MuonOptimizer(AdamWOptimizer):
         require_at_least(0, "optimizer: ", matrix_lr=self.matrix_lr)
 
     def build(self, parameters: Sequence[TrainedParameter], adamw: type[Optimizer] = AdamW) -> Optimizer:
-        """Return Muon and AdamW as one optimizer."""
+        """Return Muon and AdamW as one optimizer; one that has no parameters is left out."""
         matrices = [entry.value for entry in parameters if entry.is_inner_matrix]
         if self.iteration_dtype == "bfloat16" and any(value.device.type == "cpu" for value in matrices):
             _warn_of_slow_bfloat16()
         others = [entry for entry in parameters if not entry.is_inner_matrix]
-        return JointOptimizer([self._muon(matrices, parameters[0].is_partitioned), super().build(others, adamw)])
+        parts = [self._muon(matrices, parameters[0].is_partitioned)] if matrices else []
+        return JointOptimizer([*parts, super().build(others, adamw)] if others else parts)
 
     def _muon(self, matrices: list[nn.Parameter], are_partitioned: bool) -> Optimizer:
         in_float32 = self.iteration_dtype == "float32"

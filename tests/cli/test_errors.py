@@ -38,9 +38,9 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         (["--data.clips.sizee", "3"], ["'data.clips.sizee'", "TinyData", "size, names"]),
         (["--trainer.max_step", "3"], ["'trainer.max_step'", "Did you mean 'max_steps'?"]),
         (["--modle.width", "3"], ["'modle'", "Did you mean 'model'?"]),
-        (["--model.width", "wide"], ["'model.width'", "int", "wide"]),
+        (["--model.width", "wide"], ["'model.width' is 'wide'; it must be a whole number"]),
         (["--data.train", "{a: 1}"], ["'data.train'", "str", "list", "given: {'a': 1}"]),
-        (["--trainer.precision", "3"], ["'trainer.precision'", "given: 3", "'bf16-mixed'"]),
+        (["--trainer.precision", "3"], ["'trainer.precision' is '3'", "'bf16-mixed'"]),
         (["--data.clips", "3"], ["'data.clips' is 3", "size, names"]),
         (["--model", "tiny_stage.TinyStag"], ["tiny_stage.TinyStag", "'tiny_stage' has no attribute"]),
         (
@@ -57,7 +57,10 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         ),
         (["--model.previous", "runs/nowhere"], ["there is no run folder runs/nowhere"]),
         (["--data.train", "missing"], ["there are no shards in missing"]),
-        (["--trainer.strategy", "teleport"], ["the trainer cannot be set up like this", "teleport", "deepspeed"]),
+        (
+            ["--trainer.strategy", "teleport"],
+            ["trainer.strategy is 'teleport'; choose auto, ddp or one of: ", "divot_zero2"],
+        ),
         (["--seed_everything", "-1"], ["seed_everything is -1; give 0 to 4294967295"]),
         (["stray"], ["'stray'", "--key value"]),
         (["--config", "toy/llm_pretrainin"], ["'toy/llm_pretrainin'", "toy/llm_pretraining"]),

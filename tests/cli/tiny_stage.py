@@ -132,6 +132,14 @@ class TinyData(LightningDataModule):
         return self.val_dataloader()
 
 
+class TrainingDataOnly(TinyData):
+    def val_dataloader(self) -> list[Tensor]:  # type: ignore[override]
+        return []
+
+    def test_dataloader(self) -> list[Tensor]:  # type: ignore[override]
+        return []
+
+
 class FiniteData(TinyData):
     """Has epochs of three batches."""
 

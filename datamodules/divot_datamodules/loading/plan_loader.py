@@ -16,21 +16,18 @@ class PlanLoader:
     """The loader of batches for Lightning's loops; it measures how long the loops wait for them.
 
     Attributes:
-        wait_seconds: Time that the caller waited for the latest batch.
-        waited_seconds: Time that the caller waited for all batches together.
+        waited_seconds: Time that the caller waited for batches so far.
     """
 
     def __init__(self, reader: BatchReader, rank: int, world_size: int) -> None:
         self.reader, self.rank, self.world_size = reader, rank, world_size
-        self.wait_seconds = 0.0
         self.waited_seconds = 0.0
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             begin = time.perf_counter()
             batch = next(batches, None)
-            self.wait_seconds = time.perf_counter() - begin
-            self.waited_seconds += self.wait_seconds
+            self.waited_seconds += time.perf_counter() - begin
             if batch is None:
                 return
             yield batch

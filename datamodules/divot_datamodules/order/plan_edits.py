@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
 
+DATA_FOLDER = "data"
+"""Folder in a run folder: indexes of shards that have none beside them, and edits of the order."""
+
 EDITS = "edits.jsonl"
 
 
@@ -35,7 +38,7 @@ def read_edits(folder: Path | None) -> list[SkippedSteps]:
     """Read a run's edits; return [] if there is no file.
 
     Args:
-        folder: The run's `data` folder.
+        folder: The run's `DATA_FOLDER`; None for data without a run.
     """
     path = folder / EDITS if folder is not None else None
     if path is None or not path.is_file():

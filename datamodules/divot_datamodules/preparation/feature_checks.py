@@ -99,11 +99,11 @@ def _check_clips(folder: str, settings: dict[str, Any], clip: ClipConfig | None,
     found = {**default, **settings.get("clip", {})}
     if max_clips is not None:
         expected["max_clips"], found["max_clips"] = max_clips, settings.get("max_clips", 1)
-    differing = [f"{name} is {found.get(name)!r}, not {value!r}" for name, value in expected.items()
-                 if found.get(name) != value]  # fmt: skip
-    if differing:
+    names = [name for name, value in expected.items() if found.get(name) != value]
+    if names:
+        differing = ", ".join(f"{name} is {found.get(name)!r}, not {expected[name]!r}" for name in names[:3])
         raise UserError(
-            f"the features in {folder} are of other clips than the recipe's: {', '.join(differing[:3])}.\n"
+            f"the features in {folder} are of other clips than the recipe's: {differing}.\n"
             "Set clip and max_clips of the data to the features', or run `divot data encode` with the recipe's."
         )
 

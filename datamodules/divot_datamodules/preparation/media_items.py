@@ -1,14 +1,14 @@
 """What there is to pack: the media files of a folder or of a jsonl, with their texts and keys."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.samples import read_text
-from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS
+from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS, media_paths
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sources import SampleError
@@ -86,20 +86,10 @@ def _jsonl_items(file: Path) -> Iterator[MediaItem]:
             continue
         try:
             text = read_text({"json": line})
-            names = _media_names(text)
+            _, names = media_paths(text)
         except SampleError as error:
             yield MediaItem(f"line{number}", (file,), problem=error)
             continue
         key = _unique(safe_key(Path(names[0]).with_suffix("").as_posix()), taken)
         rest = {name: value for name, value in text.items() if name not in MEDIA_FIELDS}
         yield MediaItem(key, tuple(file.parent / name for name in names), rest)
-
-
-def _media_names(text: Mapping[str, Any]) -> list[str]:
-    """Return the media paths of a line, in order."""
-    given = [text[name] for name in MEDIA_FIELDS if text.get(name)]
-    names = given[0] if len(given) == 1 and isinstance(given[0], list) else given
-    if len(given) != 1 or not all(isinstance(name, str) for name in names):
-        fields = ", ".join(MEDIA_FIELDS)
-        raise SampleError("missing_media", f"a path in exactly one of the fields {fields} is needed, or a list of them")
-    return list(names)

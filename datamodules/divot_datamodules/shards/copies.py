@@ -81,9 +81,8 @@ class ShardCopies:
 
     def _fetch(self, shard: str, path: Path) -> tuple[Path, str]:
         """Copy a shard. If it breaks off in each attempt, keep the last part under a name that no later run uses."""
-        partial = path.with_suffix(
-            f".{uuid.uuid4().hex}.part"
-        )  # a name of its own: locks do not work on all file systems
+        # A name of its own, since locks do not work on all file systems.
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.part")
         for attempt in range(ATTEMPTS):
             before = self._used
             try:

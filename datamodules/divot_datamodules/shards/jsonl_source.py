@@ -145,8 +145,12 @@ def list_files(part: str) -> list[str]:
     return expand_shards(part)
 
 
-def _media(text: Mapping[str, Any], root: str, media_from: MediaFrom) -> list[tuple[str, Path | bytes]]:
-    """Return the media of a line by suffix; if there are several, as numbered clips in order."""
+def media_paths(text: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return the field of a line that names its media, one of `MEDIA_FIELDS`, and their paths in order.
+
+    Raises:
+        SampleError: "missing_media": no field does; "bad_json": several do, or it holds something else.
+    """
     given = [(name, text[name]) for name in MEDIA_FIELDS if text.get(name)]
     if not given:
         raise SampleError("missing_media", f"none of the fields {', '.join(MEDIA_FIELDS)}")
@@ -155,7 +159,13 @@ def _media(text: Mapping[str, Any], root: str, media_from: MediaFrom) -> list[tu
     names = given[0][1] if isinstance(given[0][1], list) else [given[0][1]]
     if not all(isinstance(name, str) for name in names):
         raise SampleError("bad_json", f"the field {given[0][0]!r} holds no path: {str(given[0][1])[:80]}")
-    is_image = given[0][0].startswith("image")
+    return given[0][0], names
+
+
+def _media(text: Mapping[str, Any], root: str, media_from: MediaFrom) -> list[tuple[str, Path | bytes]]:
+    """Return the media of a line by suffix; if there are several, as numbered clips in order."""
+    field, names = media_paths(text)
+    is_image = field.startswith("image")
     found = [(_suffix(name, is_image=is_image), _find(name, root, media_from)) for name in names]
     return found if len(found) == 1 else [(f"clip{at}.{suffix}", media) for at, (suffix, media) in enumerate(found)]
 

@@ -18,6 +18,8 @@ from divot_lightning.errors import UserError, first_line
 FEATURE_SUFFIX = "features.safetensors"
 MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
 TEXT_SUFFIXES = ("json", "txt")
+UNFINISHED_INDEX = "index.unfinished.json"
+"""File of a folder into which shards are being written."""
 
 # Keys may contain dots, so only known suffixes count. `clip0.mp4`, `clip1.mp4` ... are the clips of one sample.
 _KNOWN = "|".join(re.escape(s) for s in (FEATURE_SUFFIX, *MEDIA_SUFFIXES, *TEXT_SUFFIXES))
@@ -69,7 +71,7 @@ def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool
         Paths and URLs; those of a folder or glob are sorted.
 
     Raises:
-        UserError: A shard is a command that is not allowed, or a folder holds no tars.
+        UserError: A shard is a command that is not allowed, or a folder holds no tars or is not finished.
     """
     if not isinstance(source, str | Path):
         return [shard for part in source for shard in expand_shards(part, allow_pipe=allow_pipe)]
@@ -81,6 +83,7 @@ def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool
     if is_url(text):
         return list(webdataset.shardlists.expand_urls(text))
     if Path(text).is_dir():
+        require_finished(Path(text))
         found = sorted(str(path) for path in Path(text).glob("*.tar"))
         if not found:
             raise UserError(f"the folder {text} holds no .tar shards; make some with `divot data toy` or `pack`.")
@@ -88,6 +91,19 @@ def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool
     # A path that exists is taken literally, even if it contains magic characters.
     parts = [text] if Path(text).exists() else list(webdataset.shardlists.expand_urls(text))
     return [shard for part in parts for shard in _expand_glob(part)]
+
+
+def require_finished(folder: Path) -> None:
+    """Refuse a folder of shards whose writing was interrupted, or still goes on: most samples may be missing.
+
+    Raises:
+        UserError: The folder has the index of unfinished shards.
+    """
+    if (folder / UNFINISHED_INDEX).is_file():
+        raise UserError(
+            f"the shards in {folder} are not finished ({UNFINISHED_INDEX} is there): writing them was interrupted, or "
+            f"still goes on\nrun the command that writes them again; to use those that are there, give {folder}/*.tar"
+        )
 
 
 def _expand_glob(pattern: str) -> list[str]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from divot_datamodules.shards.jsonl_source import JsonlSource, MediaFrom, list_files
-from divot_datamodules.shards.reading import is_url
+from divot_datamodules.shards.reading import is_url, require_finished
 from divot_datamodules.shards.tar_source import TarSource
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sources import RawSample, Source
@@ -121,5 +121,6 @@ def find_jsonl(path: str | Path | Sequence[str | Path]) -> list[str]:
 def _jsonl_of(part: str) -> list[str]:
     folder = Path(part)
     if not is_url(part) and folder.is_dir():
+        require_finished(folder)
         return [] if any(folder.glob("*.tar")) else list_files(part)
     return list_files(part) if part.endswith(".jsonl") and not part.startswith("pipe:") else []

@@ -38,10 +38,8 @@ class _OpenFiles:
     def read(self, path: str, start: int, end: int) -> bytes:
         """Read a range without the descriptor's position, so that threads can read at the same time."""
         if self._process != os.getpid():
-            self._process, self._files = (
-                os.getpid(),
-                OrderedDict(),
-            )  # after a fork: the parent's files stay with the parent
+            # After a fork: the parent's files stay with the parent.
+            self._process, self._files = os.getpid(), OrderedDict()
         status = os.stat(path)  # a replaced file has another inode
         identity = (path, status.st_dev, status.st_ino)
         descriptor = self._files.pop(identity, None)

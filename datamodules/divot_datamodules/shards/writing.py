@@ -10,6 +10,7 @@ from typing import Any
 import webdataset
 
 from divot_datamodules.shards.index_files import index_path, write_index
+from divot_datamodules.shards.reading import UNFINISHED_INDEX
 from divot_lightning.errors import UserError
 from divot_lightning.io.file_locks import writer_lock
 from divot_lightning.io.files import atomic_file, write_atomically
@@ -19,7 +20,6 @@ Sample = tuple[str, Mapping[str, bytes]]
 """A key and the sample's members by suffix, such as ("00017", {"mp4": ..., "json": ...})."""
 
 INDEX_NAME = "index.json"
-_UNFINISHED_NAME = "index.unfinished.json"
 _LOCK_NAME = "index.lock"
 FORMAT = 1
 
@@ -123,7 +123,7 @@ class ShardFolder:
         self._compare_with_existing()
 
     def _compare_with_existing(self) -> None:
-        unfinished = self.folder / _UNFINISHED_NAME
+        unfinished = self.folder / UNFINISHED_INDEX
         existing = read_index(self.folder)
         self.complete = existing is not None
         if existing is None and unfinished.is_file():
@@ -133,6 +133,8 @@ class ShardFolder:
                 raise UserError(f"{self.folder} already contains tars without an {INDEX_NAME}; choose another folder.")
             return
         differing = self._difference(existing)
+        if differing and not existing["shards"]:
+            return  # it was stopped before its first shard, so there is nothing to continue and nothing to lose
         if differing:
             raise UserError(
                 f"{self.folder} already contains shards of other settings: {differing}.\n"
@@ -165,7 +167,7 @@ class ShardFolder:
             (self.folder / entry.name).unlink()
             Path(index_path(str(self.folder / entry.name))).unlink(missing_ok=True)
         self._index["shards"] = []
-        (self.folder / _UNFINISHED_NAME).unlink(missing_ok=True)
+        (self.folder / UNFINISHED_INDEX).unlink(missing_ok=True)
 
     def entries(self) -> list[ShardEntry]:
         """Return the finished shards."""
@@ -179,10 +181,10 @@ class ShardFolder:
         """Write the shard with this number and add it to the index."""
         assert not self.complete, "the folder is finished"
         with writing_to(self.folder):
-            _write_json(self.folder / _UNFINISHED_NAME, self._index)
+            _write_json(self.folder / UNFINISHED_INDEX, self._index)
             entry = write_shard(self.folder / shard_name(number), samples)
             self._index["shards"].append(asdict(entry))
-            _write_json(self.folder / _UNFINISHED_NAME, self._index)
+            _write_json(self.folder / UNFINISHED_INDEX, self._index)
         return entry
 
     def write_all(self, samples: Iterable[Sample], samples_per_shard: int) -> None:
@@ -207,7 +209,7 @@ class ShardFolder:
         self._index.update(facts)
         with writing_to(self.folder):
             _write_json(self.folder / INDEX_NAME, self._index)
-            (self.folder / _UNFINISHED_NAME).unlink(missing_ok=True)
+            (self.folder / UNFINISHED_INDEX).unlink(missing_ok=True)
         self.complete = True
         self._lock.release()
         return self._index

@@ -63,29 +63,24 @@ class ToyDataConfig:
         return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
     def sample(self, split: Split, number: int) -> Sample:
-        """Make one sample; see `toy_sample`."""
-        return toy_sample(self, split, number)
+        """Make one sample of the toy data, independent of all others.
 
+        Args:
+            split: The split.
+            number: Index of the sample in the split.
 
-def toy_sample(config: ToyDataConfig, split: Split, number: int) -> Sample:
-    """Make one sample of the toy data, independent of all others.
-
-    Args:
-        config: Settings of the data.
-        split: The split.
-        number: Index of the sample in the split.
-
-    Returns:
-        The key and its members: "mp4" (16 frames at 8 per second) and "json" (caption, questions, attributes, start).
-    """
-    world = ToyWorld(size=config.size)
-    rng = np.random.default_rng([config.seed, SPLITS.index(split), number])
-    scene = world.sample("held_out" if split == "held_out" else "train", rng)
-    facts = asdict(scene)
-    start = [facts.pop("start_row"), facts.pop("start_column")]
-    text = {"caption": caption(scene), "questions": questions(scene), "attributes": facts, "start": start}
-    video = encode_video(world.render(scene), world.frames_per_second, crf=config.crf)
-    return f"{split}-{number:06d}", {"mp4": video, "json": json.dumps(text).encode()}
+        Returns:
+            The key and its members: "mp4" (16 frames at 8 per second) and "json" (caption, questions, attributes,
+            start).
+        """
+        world = ToyWorld(size=self.size)
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
+        scene = world.sample("held_out" if split == "held_out" else "train", rng)
+        facts = asdict(scene)
+        start = [facts.pop("start_row"), facts.pop("start_column")]
+        text = {"caption": caption(scene), "questions": questions(scene), "attributes": facts, "start": start}
+        video = encode_video(world.render(scene), world.frames_per_second, crf=self.crf)
+        return f"{split}-{number:06d}", {"mp4": video, "json": json.dumps(text).encode()}
 
 
 def write_toy_data(folder: str | Path, config: ToyDataConfig, *, progress: bool = False) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from divot_lightning.cli.data.media_options import add_media_options
 from divot_lightning.io.command_parser import CommandParser
@@ -32,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--short-videos",
         choices=("refuse", "squeeze"),
-        default="refuse",
-        help="skip videos that are shorter than a clip, or take their frames closer together",
+        help="skip videos that are shorter than a clip, or take their frames closer together (default: as in the "
+        "tokenizer's run)",
     )
     parser.add_argument(
         "--max-clips", type=int, default=1, help="largest number of clips of a video; 1 is the clip in its middle"
@@ -59,9 +60,10 @@ def main(argv: Sequence[str]) -> int:
         from divot_datamodules.loading.skipped_samples import Budget, skipped_lines
         from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip
 
-    given = {"height": args.size, "width": args.size, "frames": args.frames, "fps": args.fps}
+    given: dict[str, Any] = {"height": args.size, "width": args.size, "frames": args.frames, "fps": args.fps}
+    given["short_videos"] = args.short_videos
     given = {name: value for name, value in given.items() if value is not None}
-    clip = replace(tokenizer_clip(args.tokenizer), **given, short_videos=args.short_videos)
+    clip = replace(tokenizer_clip(args.tokenizer), **given)
     report = encode_shards(
         args.tokenizer,
         args.input,

@@ -31,9 +31,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot data skip`, and return the exit status."""
     args = parser().parse_args(argv)
-    from divot_datamodules.order.plan_edits import SkippedSteps, add_edit, plan_step, read_edits
+    from divot_datamodules.order.plan_edits import DATA_FOLDER, SkippedSteps, add_edit, plan_step, read_edits
     from divot_lightning.parts.registries.recipe_parts import read_recipe
-    from divot_lightning.training.run_folder import CONFIG, DATA, require_run
+    from divot_lightning.training.run_folder import CONFIG, require_run
     from divot_lightning.training.run_lock import run_lock
 
     begin, end = parse_steps(args.steps)
@@ -41,10 +41,10 @@ def main(argv: Sequence[str]) -> int:
     with run_lock(args.run):
         batches = _batches_of_a_step(read_recipe(args.run / CONFIG))
         _refuse_passed(args.run, begin)
-        edits = read_edits(args.run / DATA)
+        edits = read_edits(args.run / DATA_FOLDER)
         first, last = (plan_step(step, edits, batches) for step in (begin, end))
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        add_edit(args.run / DATA, SkippedSteps(first, last, args.steps, args.reason, date))
+        add_edit(args.run / DATA_FOLDER, SkippedSteps(first, last, args.steps, args.reason, date))
     count = end - begin
     sys.stdout.write(f"{args.run}: the samples of {count} step{'s' * (count > 1)} from step {begin} on are left out\n")
     return 0

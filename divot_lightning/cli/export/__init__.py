@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     # save_pretrained imports DeepSpeed, which otherwise prints a warning into our output where there is no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with quick_imports():
-        from divot_lightning.evaluation.scores import load_scores
+        from divot_lightning.evaluation.scores import load_scores, scores_of_run
         from divot_lightning.interop.exporting.export import export_run, require_shard_size
         from divot_lightning.interop.exporting.hub_upload import push_to_hub, require_repository_name
 
@@ -52,8 +52,7 @@ def main(argv: Sequence[str]) -> int:
     if args.push_to_hub is not None:
         require_repository_name(args.push_to_hub)
     # What `divot evaluate` wrote; a checkpoint was not what it measured.
-    files = sorted(Path(args.run).glob("evaluation/*/scores.json"))
-    scores = [asdict(score) for file in files for score in load_scores(file)]
+    scores = [asdict(score) for file in scores_of_run(Path(args.run)) for score in load_scores(file)]
     folder = export_run(
         args.run,
         args.to,

@@ -123,7 +123,6 @@ class ToyRealClips(Toy):
     """Other real clips of the same captions, scored as if a model had generated them: the best that can be reached."""
 
     predicts: ClassVar[Predicts] = "references"
-    splits: ClassVar[tuple[str, ...]] = TOY_SPLITS
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,6 +144,7 @@ class ToyProbe(Benchmark):
     splits: ClassVar[tuple[str, ...]] = ("held_out",)
     metrics: ClassVar[tuple[str, ...]] = ("toy_probe",)
     default_prompt: ClassVar[str | None] = None
+    places: ClassVar[tuple[str, ...]] = ("train",)
 
     def __init__(self, train: str | None = None) -> None:
         self.train = train

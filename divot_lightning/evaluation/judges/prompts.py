@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from divot_lightning.errors import UserError, first_line
+from divot_lightning.errors import FORMAT_ERRORS, UserError, first_line
 
 PromptName = Literal["yes_no", "video_chatgpt"]
 Chat = tuple[tuple[str, str], ...]
@@ -165,7 +165,7 @@ def unescape(text: str) -> str:
     """
     try:
         return text.format(**{name: f"{{{name}}}" for name in PROMPT_FIELDS})
-    except (KeyError, IndexError, ValueError, AttributeError):
+    except FORMAT_ERRORS:
         return text
 
 

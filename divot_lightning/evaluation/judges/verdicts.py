@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, Literal
 
 from divot_lightning.evaluation.judges.judge import Judge
@@ -48,4 +49,4 @@ def verdict_scores(rows: Sequence[Row], unjudged_as: Literal["wrong", "left_out"
 
 def _mean(values: Sequence[float]) -> tuple[float, int]:
     """Return the mean of values, NaN of none, and how many there are."""
-    return math.fsum(values) / len(values) if values else math.nan, len(values)
+    return fmean(values) if values else math.nan, len(values)

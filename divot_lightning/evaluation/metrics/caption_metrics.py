@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -161,7 +162,7 @@ def _likeness(predicted: _Vector, target: _Vector) -> float:
         product = math.fsum(min(value, b[ngram]) * b[ngram] for ngram, value in a.items() if ngram in b)
         cosines.append(product / (norm_a * norm_b) if norm_a and norm_b else 0.0)
     penalty = math.exp(-((predicted.length - target.length) ** 2) / (2 * CIDER_SIGMA**2))
-    return penalty * math.fsum(cosines) / len(cosines)
+    return penalty * fmean(cosines)
 
 
 def _ngrams(words: Sequence[str]) -> Iterator[NGram]:

@@ -53,9 +53,6 @@ class SSIM(ItemMetric):
 
     Every pixel has a window, and the picture is reflected at its border, as in torchmetrics. Implementations with
     windows inside the picture only have slightly other values.
-
-    Raises:
-        UserError: On `measure`, if the frames are smaller than its window.
     """
 
     inputs: ClassVar[Literal["answers", "clips"]] = "clips"

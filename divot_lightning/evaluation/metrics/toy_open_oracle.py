@@ -5,6 +5,7 @@ Shape letters: N clips, M clips of one caption, A attributes (four), V values of
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class ToyOpenOracle(OracleMetric):
         named_NA, read_NA, starts_N2, truths_N2 = np.split(table_NX, [4, 8, 10], axis=1)
         distances = {name: _total_variation(named_NA, read_NA, name) for name in ATTRIBUTES}
         scores["total_variation"] = (
-            math.fsum(value for value, _ in distances.values()) / len(ATTRIBUTES),
+            fmean(value for value, _ in distances.values()),
             int(((named_NA == OPEN).any(axis=1) & (read_NA[:, 0] != OPEN)).sum()),
         )
         scores |= {f"total_variation_{name}": found for name, found in distances.items()}
@@ -93,7 +94,7 @@ def _means(row: Sequence[float]) -> dict[str, float]:
 
 
 def _mean(values: Sequence[float]) -> tuple[float, int]:
-    return (math.fsum(values) / len(values) if values else math.nan), len(values)
+    return (fmean(values) if values else math.nan), len(values)
 
 
 def _probabilities(named_A: Numbers, attribute: str) -> Numbers:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.predictions import MERGED
+from divot_lightning.evaluation.predictions import MERGED, read_predictions
 from divot_lightning.evaluation.protocol import differing_protocols
-from divot_lightning.evaluation.scores import Score, load_scores
+from divot_lightning.evaluation.scores import SCORES, Score, load_scores
 from divot_lightning.evaluation.statistics.paired_difference import (
     COVERAGE,
     Difference,
@@ -21,9 +21,8 @@ from divot_lightning.evaluation.statistics.paired_difference import (
     grouped_difference,
     paired_difference,
 )
-from divot_lightning.io.jsonl import Row, read_rows
+from divot_lightning.io.jsonl import Row
 
-SCORES = "scores.json"
 ALL, MEAN_OF_GROUPS = "all", "mean_of_groups"
 INTERVAL_NOTE = (
     "Intervals are t intervals over the items that both have, one by one and not corrected for their number: of twenty "
@@ -60,7 +59,7 @@ def load_evaluation(location: str | Path) -> Evaluation:
     path = Path(location)
     folder = path if path.is_dir() else path.parent
     scores = load_scores(path / SCORES if path.is_dir() else path)
-    rows = read_rows(folder / MERGED) if path.is_dir() and (folder / MERGED).is_file() else []
+    rows = read_predictions(folder / MERGED) if path.is_dir() and (folder / MERGED).is_file() else []
     return Evaluation(str(location), {score.name: score for score in scores}, {row["id"]: row for row in rows})
 
 

@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import FORMAT_ERRORS, UserError
 from divot_lightning.experiments.plan.commands import DIVOT, references, step_command, step_text
 from divot_lightning.experiments.plan.experiment import Experiment, PipelineStep
 from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_pipeline
@@ -112,9 +112,10 @@ def _folder(step: PipelineStep, facts: Mapping[str, Any], default: Path) -> Path
         return default
     try:
         return Path(step.folder.format(**facts))
-    except (KeyError, IndexError) as error:
+    except FORMAT_ERRORS as error:
+        known = ", ".join(facts)
         raise UserError(
-            f"the folder {step.folder!r} of step {step.name!r}: {error} is none of {list(facts)}."
+            f"the folder {step.folder!r} of step {step.name!r} cannot be filled: {error}; in braces: {known}."
         ) from None
 
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from divot_lightning.experiments.plan.commands import MEASURE
+from divot_lightning.experiments.plan.commands import DIVOT, MEASURE
 from divot_lightning.experiments.plan.grid import TRIALS_FOLDER
 from divot_lightning.experiments.results.trials import training_seconds
 from divot_lightning.experiments.runner.records import StepRecord
 from divot_lightning.io.renamed import OLD_TRIALS
 from divot_lightning.training.run_folder import read_finished
+
+_SIZES = ("benchmark", "data", "limit")
+"""Settings of a measurement that decide how long it takes."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ def measured_rates(folder: Path) -> dict[str, Rate]:
 def kind_of(name: str, command: Sequence[str], folder: Path, trained: Collection[str]) -> str:
     """Return what steps that cost about the same have in common.
 
-    Of a training step it is the recipe; of measurements, benchmarks and data; of other commands, the words without
-    the names of trials, runs and seeds. Data have their hash in the name of their folder, so other data are another
-    kind.
+    Of a training step it is the recipe; of measurements, benchmarks, data and limits; of other commands, the words
+    without the names of trials, runs and seeds. Data have their hash in the name of their folder, so other data are
+    another kind.
 
     Args:
         name: Of the step.
@@ -66,7 +69,7 @@ def kind_of(name: str, command: Sequence[str], folder: Path, trained: Collection
         return recipe_of(command)
     words = list(command[1:])  # without the path of Python
     if tuple(command[: len(MEASURE)]) == MEASURE:
-        words = [json.dumps([[e.get("benchmark"), e.get("data"), e.get("max_items")] for e in json.loads(command[-1])])]
+        words = [json.dumps([[e.get(key) for key in _SIZES] for e in json.loads(command[-1])])]
     text = " ".join(words).replace(f"{folder}/", "")
     text = re.sub(rf"({TRIALS_FOLDER}|{OLD_TRIALS})/[^/\s\"]+/|shared/", "", text)
     text = re.sub(r"seed \d+", "seed", text)
@@ -76,7 +79,8 @@ def kind_of(name: str, command: Sequence[str], folder: Path, trained: Collection
 
 
 def _trains(command: Sequence[str]) -> bool:
-    return "--run" in command and "--config" in command
+    """Return whether a command is `divot fit`; measuring the cost of a step has the same options."""
+    return command[len(DIVOT) :][:1] == ("fit",)
 
 
 def _run_of(command: Sequence[str]) -> Path:

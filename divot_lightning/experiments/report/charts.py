@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
+from statistics import fmean
 
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.report.content import Chart, Line
@@ -34,12 +35,12 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) + 0.0 for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
-    """Average neighbouring points until at most `limit` are left; values that are not finite are dropped first."""
+def thin_out(line: Line) -> Line:
+    """Average neighbouring points until at most `MAX_POINTS` are left; values that are not finite are dropped first."""
     points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    size = math.ceil(len(points) / limit) if points else 1
+    size = math.ceil(len(points) / MAX_POINTS) if points else 1
     groups = [points[at : at + size] for at in range(0, len(points), size)]
-    means = [tuple(math.fsum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]
+    means = [tuple(map(fmean, zip(*group, strict=True))) for group in groups]
     return replace(line, x=[x for x, _ in means], y=[y for _, y in means])
 
 

@@ -51,15 +51,20 @@ def picture_rows(pictures: PicturesRecipe, grid: Grid) -> list[PictureRow]:
 def _rows(pictures: PicturesRecipe, grid: Grid, found: dict[str, Clips]) -> list[PictureRow]:
     """Return the rows of measurements with the same prompts."""
     texts = next(iter(found.values()))[0]
-    real = read_kept_clips(folders_of(grid, pictures.originals)[0]) if pictures.originals else None
-    rows = []
+    real, rows = _originals(pictures, grid), []
     for at in range(min(pictures.shown, len(texts))):
-        row = [Picture(real[0]["original"][at], "a real clip")] if real else []
+        row = [Picture(real[at], "a real clip")] if at < len(real) else []
         row += [clips[at] for _, clips in found.values() if at < len(clips)]
         rows.append(PictureRow(texts[at]["caption"], row))
     if pictures.repeated:
-        rows += _repeated(texts, found, real[0]["original"] if real else None, pictures.repeated)
+        rows += _repeated(texts, found, real, pictures.repeated)
     return rows
+
+
+def _originals(pictures: PicturesRecipe, grid: Grid) -> Sequence[Pixels]:
+    """Return the originals that a recipe wants beside the clips; there may be fewer than clips, or none."""
+    kept = read_kept_clips(folders_of(grid, pictures.originals)[0]) if pictures.originals else None
+    return list(kept[0].get("original", ())) if kept else []
 
 
 def _joined(folders: dict[str, Path], grid: Grid) -> dict[str, Path]:
@@ -85,12 +90,13 @@ def _clips(folder: Path, label: str) -> Clips | None:
 
 
 def _repeated(
-    texts: Sequence[dict[str, Any]], found: dict[str, Clips], real: Pixels | None, times: int
+    texts: Sequence[dict[str, Any]], found: dict[str, Clips], real: Sequence[Pixels], times: int
 ) -> list[PictureRow]:
     captions = [text["caption"] for text in texts]
     common = Counter(captions).most_common(1)[0][0]
     at = [index for index, caption in enumerate(captions) if caption == common][:times]
-    rows = [] if real is None else [PictureRow(f"real: {common}", [Picture(real[index]) for index in at])]
+    shown = [Picture(real[index]) for index in at if index < len(real)]
+    rows = [PictureRow(f"real: {common}", shown)] if shown else []
     for label, (_, clips) in found.items():
         shown = [replace(clips[index], label="") for index in at if index < len(clips)]
         rows.append(PictureRow(f"{label}: the same prompt {len(shown)} times", shown))
@@ -102,7 +108,7 @@ def answered_clips(answers: AnswersRecipe, grid: Grid) -> list[Answered]:
     group = grid.baseline or groups_of(grid)[0]
     found = {name: folders_of(grid, name, group) for name in (answers.originals, answers.captions, answers.questions)}
     kept = read_kept_clips(found[answers.originals][0]) if found[answers.originals] else None
-    if kept is None:
+    if kept is None or "original" not in kept[0]:
         return []
     rows = [
         row

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from divot_lightning.experiments.report.content import Line
+from divot_lightning.training.run_folder import METRICS
 
 
 def spread_of(values: Sequence[float], decimals: int = 2) -> str:
@@ -42,7 +43,7 @@ def read_curve(run: Path, column: str, name: str) -> Line:
         column: Such as `train/loss`.
         name: Of the curve.
     """
-    path = run / "metrics.csv"
+    path = run / METRICS
     if not path.is_file():
         return Line(name, [], [])
     with path.open(newline="", encoding="utf-8") as file:

@@ -30,6 +30,12 @@ def _items_json(items: Mapping[str, ItemScores]) -> Markup:
     return htmlsafe_json_dumps({name: asdict(each) for name, each in items.items()})
 
 
+def _marked(note: str) -> Markup:
+    """Return a note with its `commands` in the font of code."""
+    parts = note.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(parts))
+
+
 def render_report(report: Report) -> str:
     """Return the report as HTML with styles, charts and moving pictures inside; nothing is loaded from elsewhere."""
     environment = Environment(
@@ -42,6 +48,7 @@ def render_report(report: Report) -> str:
     environment.filters["moving"] = _moving
     environment.filters["judged"] = _judged
     environment.filters["cell"] = _as_cell
+    environment.filters["marked"] = _marked
     environment.filters["items_json"] = _items_json
     environment.globals["legend"] = legend
     environment.filters["chart"] = lambda chart: Markup(chart_svg(chart))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from divot_lightning.evaluation.scores import Score
 from divot_lightning.experiments.plan.grid import Grid
@@ -28,7 +29,7 @@ def _values(scores: Sequence[Mapping[str, Score]], name: str) -> list[float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
+    return fmean(values) if values else math.nan
 
 
 def _cell(scores: Sequence[Mapping[str, Score]], name: str, target: float | None) -> Cell:

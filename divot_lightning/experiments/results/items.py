@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.plan.grid import Grid
@@ -39,7 +40,7 @@ def item_scores(recipe: Experiment, grid: Grid, results: Sequence[TrialResult]) 
 
 def _mean(values: Sequence[float]) -> float | None:
     present = [value for value in values if math.isfinite(value)]
-    return round(math.fsum(present) / len(present), DECIMALS) if present else None
+    return round(fmean(present), DECIMALS) if present else None
 
 
 def _labels(grid: Grid, source: str, items: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from divot_lightning.evaluation import predictions
-from divot_lightning.evaluation.scores import Score, load_scores
+from divot_lightning.evaluation.scores import SCORES, Score, load_scores
 from divot_lightning.experiments.plan.grid import Grid
 from divot_lightning.experiments.report.content import Picture, Pixels
 from divot_lightning.io.renamed import ENTRIES
@@ -47,7 +47,7 @@ def labelled_folders(grid: Grid, sources: Mapping[str, str]) -> dict[str, list[P
 
 def measured_scores(folder: Path) -> dict[str, Score]:
     """Return the scores of a measurement by name; none if it is not done."""
-    return {score.name: score for path in sorted(folder.rglob("scores.json")) for score in load_scores(path)}
+    return {score.name: score for path in sorted(folder.rglob(SCORES)) for score in load_scores(path)}
 
 
 def read_kept_clips(folder: Path) -> tuple[Mapping[str, Pixels], list[dict[str, Any]]] | None:

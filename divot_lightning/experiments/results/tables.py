@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from divot_lightning.errors import UserError
@@ -89,7 +90,7 @@ def _score_cell(name: str, better: Better, trials: Sequence[TrialResult], compar
     values = [trial.scores[name].value for trial in trials if name in trial.scores]
     if not values:
         return Cell("failed", False) if any(trial.failure for trial in trials) else Cell("not done")
-    mean = math.fsum(values) / len(values)
+    mean = fmean(values)
     lines = [spread_of(values, DECIMALS)] if len(values) > 1 and not math.isnan(mean) else []
     if comparison is None or math.isnan(comparison.difference.mean):
         return Cell(number(mean, DECIMALS), None, "\n".join(lines))
@@ -101,7 +102,7 @@ def _score_cell(name: str, better: Better, trials: Sequence[TrialResult], compar
 
 def _seconds(trials: Sequence[TrialResult]) -> str:
     known = [trial.seconds for trial in trials if trial.seconds and not trial.failure]
-    return f"{math.fsum(known) / len(known):.0f}" if known else "-"
+    return f"{fmean(known):.0f}" if known else "-"
 
 
 def _largest(values: Sequence[float], form: str) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.protocol import differing_protocols
-from divot_lightning.evaluation.scores import Score
-from divot_lightning.evaluation.statistics.comparison import SCORES, load_evaluation, shared_values
+from divot_lightning.evaluation.scores import SCORES, Score
+from divot_lightning.evaluation.statistics.comparison import load_evaluation, shared_values
 from divot_lightning.evaluation.statistics.paired_difference import Values
 from divot_lightning.experiments.plan.grid import Grid, TrialStep
 from divot_lightning.experiments.plan.trials import Trial

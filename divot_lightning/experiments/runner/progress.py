@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from divot_lightning.training.run_folder import METRICS
+
 BAR_WIDTH = 20
 TAIL_BYTES = 4096
 PLAIN_REFRESH_SECONDS = 30.0
@@ -51,7 +53,7 @@ def read_progress(log: Path, run: Path | None = None) -> Progress | None:
     training = _TRAINING.findall(text)
     if run is None or not (progress or training):
         return progress
-    last = _tail(run / "metrics.csv").rstrip().rpartition("\n")[2].partition(",")[0]
+    last = _tail(run / METRICS).rstrip().rpartition("\n")[2].partition(",")[0]
     step = int(last) + 1 if last.isdigit() else 0
     total = progress.total if progress else int(training[-1][1])
     return Progress(min(total, max(step, progress.done if progress else 0)), total)
@@ -88,9 +90,9 @@ class StepMeter:
             self.first = (now, progress.done)
         self.progress = progress or self.progress
 
-    def line(self, now: float, width: int = 32) -> str:
+    def line(self, now: float) -> str:
         """Return the line, without a line end."""
-        head = f"{self.position:>6}  {self.name:<{width}}"
+        head = f"{self.position:>6}  {self.name:<32}"
         elapsed = f"elapsed {clock(now - self.started)}"
         if self.progress is None or self.first is None or not self.progress.total:
             return f"{head} [{'.' * BAR_WIDTH}]  starting  {elapsed}"

@@ -195,6 +195,16 @@ def read_back(video_llm: VideoLLM, sequence: CachedSequence, features_BQC: Tenso
     sequence.extend(video_llm.project(features_BQC, dtype))
 
 
+def _require_features(video_llm: VideoLLM, features_NBQC: Tensor, sizes_NBQ: tuple[int, ...]) -> None:
+    """Refuse samples of another shape, which a head of somebody else may return."""
+    expected = (*sizes_NBQ, len(video_llm.feature_mean_C))
+    if tuple(features_NBQC.shape) != expected:
+        raise UserError(
+            f"{type(video_llm.head).__name__} sampled features of the shape {tuple(features_NBQC.shape)}; expected is "
+            f"{expected}: samples, clips, tokens, width\nlet `sample` return one vector of feature_dim per hidden state"
+        )
+
+
 def sample_features(
     video_llm: VideoLLM, hidden_BQD: Tensor, temperature: float, generators: Sequence[Randomness]
 ) -> Tensor:
@@ -211,6 +221,7 @@ def sample_features(
         for row, candidates in zip(rows, zip(*per_sample, strict=True), strict=True)
     ]
     features_NBQC = torch.cat(sampled, dim=1)
+    _require_features(video_llm, features_NBQC, (len(generators), *hidden_BQD.shape[:2]))
     if not video_llm.config.features_on_sphere:
         return features_NBQC
     mean_C, std_C = video_llm.feature_mean_C, video_llm.feature_std_C

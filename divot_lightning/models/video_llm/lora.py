@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,9 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
     config = _peft_config(lora, targets, names, marker_ids, tied=bool(model.config.tie_word_embeddings))
     try:
         # PEFT copies these weights; of the layers that get adapters it only reads the shapes.
-        with gathered(_copied_weights(model, names, lora)):
+        with gathered(_copied_weights(model, names, lora)), warnings.catch_warnings():
+            # PEFT reads an attribute that transformers has renamed, which nobody who uses this can change.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.* is deprecated", FutureWarning)
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(

@@ -77,8 +77,10 @@ def generate_text(
     sequence = _read(video_llm, batch, features_MQC, same_clips=same_clips)
     embedding, special = video_llm.causal_lm.get_input_embeddings(), video_llm.special
     running_B = torch.full_like(sequence.lengths_B, True, dtype=torch.bool)
-    chosen = []
-    for _ in range(max_new_tokens):
+    chosen: list[Tensor] = []
+    while len(chosen) < max_new_tokens:
+        if chosen:
+            sequence.append(embedding(chosen[-1]))
         logits_BV = video_llm.logits(sequence.last_hidden_BD)
         logits_BV[:, special.clip_markers] = -torch.inf
         ids_B = torch.where(running_B, sample_tokens(logits_BV, temperature, top_p, generator), special.end)
@@ -86,7 +88,6 @@ def generate_text(
         if not running_B.any():
             break
         chosen.append(ids_B)
-        sequence.append(embedding(ids_B))
     ids_BT = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in segments]
     return [decode_text(video_llm, ids) for ids in ids_BT]
 

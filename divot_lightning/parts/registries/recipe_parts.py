@@ -5,7 +5,7 @@ class paths are recorded, so the parser does not need to know short names.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -146,14 +146,8 @@ def _registry_of(option: str) -> Names | None:
     """Return the names of the part or logger that an option sets; None if it sets neither."""
     if not option.startswith("--"):
         return None
-    return next((_BY_KEY[key] for key in _last_keys(option) if key in _BY_KEY), None)
-
-
-def _last_keys(option: str) -> Iterator[str]:
-    keys = option.lstrip("-").removesuffix("+").split(".")  # `--trainer.logger+` adds to a list
-    if keys[-1] == "class_path":
-        keys = keys[:-1]
-    yield from keys[-1:]
+    keys = option.removesuffix("+").removesuffix(".class_path")  # `--trainer.logger+` adds to a list
+    return _BY_KEY.get(keys.removeprefix("--").rpartition(".")[2])
 
 
 def _expand_name(registry: Names, value: str) -> str:

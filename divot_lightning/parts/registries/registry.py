@@ -7,6 +7,7 @@ read; nothing is imported. Installed parts are found automatically but never use
 import importlib
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -184,7 +185,24 @@ class Registry(Generic[T]):
         base = getattr(importlib.import_module(module), name)
         if not (isinstance(found, type) and issubclass(found, base)):
             raise UserError(f"{path} is no {self.noun}: {found!r:.80}\nEvery {self.noun} is a subclass of {self.base}.")
+        self._require_complete(found, path)
         return found
+
+    def _require_complete(self, part_class: type[T], path: str) -> None:
+        undefined = sorted(getattr(part_class, "__abstractmethods__", ()))
+        if undefined:
+            raise UserError(
+                f"{path} does not define {' and '.join(undefined)}, as every {self.noun} must\n"
+                f"{self.base} says what it takes and returns."
+            )
+        parameters = inspect.signature(part_class.__init__).parameters
+        supplied = () if _takes_all(parameters) else getattr(part_class, "supplied_args", ())
+        refused = [name for name in supplied if name not in parameters]
+        if refused:
+            raise UserError(
+                f"{path}.__init__ does not take {', '.join(refused)}, which the suite supplies to every {self.noun}\n"
+                f"Add {'it' if len(refused) == 1 else 'them'} to the arguments of its __init__."
+            )
 
     def _unknown(self, name: str) -> str:
         names = sorted({part.name for part in self.installed()})
@@ -196,6 +214,10 @@ class Registry(Generic[T]):
 def class_path(part_class: type) -> str:
     """Return the dotted path under which a part's class is recorded."""
     return f"{part_class.__module__}.{part_class.__qualname__}"
+
+
+def _takes_all(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _reason(error: Exception) -> str:

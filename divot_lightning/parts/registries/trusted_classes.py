@@ -7,6 +7,7 @@ from the working directory.
 
 import os
 from pathlib import Path
+from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.parts.registries import kinds, registry
@@ -54,4 +55,11 @@ def _is_installed_part(class_path: str) -> bool:
     if any(part.class_path == class_path for _, part in declared):
         return True
     # An entry point may name a module that only re-exports the class.
-    return any(registry.class_path(parts.load(part.name)) == class_path for parts, part in declared)
+    return any(_is_class_of(parts, part, class_path) for parts, part in declared)
+
+
+def _is_class_of(parts: registry.Registry[Any], part: registry.InstalledPart, class_path: str) -> bool:
+    try:
+        return registry.class_path(parts.load(part.name)) == class_path
+    except UserError:
+        return False  # another part of the package is broken, which says nothing about this class

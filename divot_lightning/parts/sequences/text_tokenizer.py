@@ -40,8 +40,10 @@ def read_text_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises this class itself for a damaged file
+        absent = "is no folder here, and no downloaded hub name"
+        broken = f"cannot be loaded as a transformers tokenizer ({type(error).__name__})"
         raise UserError(
-            f"text_tokenizer={str(folder)!r} cannot be loaded as a transformers tokenizer ({type(error).__name__}).\n"
+            f"the text tokenizer {str(folder)!r} {broken if Path(folder).exists() else absent}.\n"
             "Give a folder with tokenizer.json and tokenizer_config.json, or a hub name that was downloaded before\n"
             "(hf download NAME): training does not use the network, and code that comes with a tokenizer is never run."
         ) from error

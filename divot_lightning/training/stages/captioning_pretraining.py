@@ -16,7 +16,7 @@ from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators
-from divot_lightning.training.stages.tokenizer_pretraining import kl_count, kl_part
+from divot_lightning.training.stages.tokenizer_pretraining import kl_count, kl_part, vision_source
 from divot_lightning.training.stages.video_llm_step import sequences_of
 
 
@@ -60,10 +60,7 @@ class CaptioningPretraining(Stage):
 
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return the sources of a frozen vision encoder and language model: checkpoints do not store them again."""
-        vision, llm = self.tokenizer.vision, self.llm_config
-        sources: dict[str, str | Path] = {}
-        if vision.frozen and vision.source is not None:
-            sources["tokenizer.vision"] = vision.source
+        sources, llm = vision_source("tokenizer.vision", self.tokenizer.vision), self.llm_config
         if llm.freeze_language_model and llm.language_model is not None:
             sources["video_llm.language_model"] = llm.language_model
         return sources

@@ -10,7 +10,7 @@ from torch import nn
 
 from divot_lightning.checkpoint.components import load_component, read_settings
 from divot_lightning.checkpoint.run_components import find_component
-from divot_lightning.errors import UserError
+from divot_lightning.errors import require_one_of
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.lora import LoRAConfig
@@ -19,7 +19,7 @@ from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.stages.video_llm_stage import VideoLLMStage
 
-Part: TypeAlias = Literal["head", "input_projector", "language_model", "queries"]
+Freezable: TypeAlias = Literal["head", "input_projector", "language_model", "queries"]
 
 
 class InstructionTuning(VideoLLMStage):
@@ -29,8 +29,8 @@ class InstructionTuning(VideoLLMStage):
 
     Args:
         previous: Run folder of the LLM pretraining.
-        optimizer: Optimiser settings.
-        freeze: Parts that are not trained. In the released configurations comprehension tuning freezes the head and
+        optimizer: Optimizer settings.
+        freeze: Modules that are not trained. In the released configurations comprehension tuning freezes the head and
             generation tuning the input projector.
         lora: Adapters; None takes the settings of the pretraining, without adapters if it had none.
         max_length: Longest training sequence in tokens; None as in the pretraining. The paper's: 1650.
@@ -43,17 +43,15 @@ class InstructionTuning(VideoLLMStage):
         self,
         previous: str,
         optimizer: TrainingOptimizer,
-        freeze: list[Part] | None = None,
+        freeze: list[Freezable] | None = None,
         lora: LoRAConfig | None = None,
         max_length: int | None = None,
         packing: bool | None = None,
         text_loss_weight: float = 1.0,
         head_loss_weight: float = 1.0,
     ) -> None:
-        for part in freeze or []:
-            if part not in get_args(Part):
-                allowed = ", ".join(get_args(Part))
-                raise UserError(f"freeze names {part!r}, which is no part of the video LLM; allowed: {allowed}.")
+        for name in freeze or []:
+            require_one_of(get_args(Freezable), freeze=name)
         folder = find_component(previous, "video_llm")
         config = read_settings(folder, VideoLLM, VideoLLMConfig)
         if max_length is not None:
@@ -66,15 +64,15 @@ class InstructionTuning(VideoLLMStage):
         self.lora = lora
 
     def build_video_llm(self) -> VideoLLM:
-        """Load the video LLM, merge its adapters into the weights, add new ones and freeze parts."""
+        """Load the video LLM, merge its adapters into the weights, add new ones and freeze modules."""
         video_llm = load_component(self.video_llm_folder, VideoLLM)
         adapters = self.lora or video_llm.config.lora
         video_llm.merge_lora()
         if adapters is not None:
             video_llm.add_lora(adapters)
         video_llm.set_layout(max_length=self.llm_config.max_length, packing=self.llm_config.packing)
-        for part in self.freeze_names:
-            module: nn.Module = getattr(video_llm, part)
+        for name in self.freeze_names:
+            module: nn.Module = getattr(video_llm, name)
             module.requires_grad_(False)
         return video_llm
 
@@ -83,5 +81,5 @@ class InstructionTuning(VideoLLMStage):
         return sequence_collator(self.llm_config, self.video_llm_folder)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of the tokenizer, and of the pretraining for frozen parts."""
+        """Return the folders of the tokenizer, and of the pretraining for frozen modules."""
         return {**super().frozen_sources(), "video_llm": self.video_llm_folder}

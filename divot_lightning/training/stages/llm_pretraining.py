@@ -22,7 +22,7 @@ class LLMPretraining(VideoLLMStage):
         head: The generation head; its widths come from the model.
         previous: Run folder of the tokenizer stage (or of one that used its tokenizer).
         llm: The video LLM.
-        optimizer: Optimiser settings.
+        optimizer: Optimizer settings.
         text_loss_weight: Weight of the next-word loss; 1 in the paper.
         head_loss_weight: Weight of the generation head's loss; 1 in the paper.
         statistics_batches: Training batches from which mean and standard deviation of the features are measured before

@@ -186,12 +186,16 @@ class Stage(LightningModule):
         self.step_means = merge_means(self.step_means, result.parts) if self.step_means else result.parts
         self._log("train", result.weights, self.step_means)
 
-    def log_validation(self, parts: Mapping[str, LossPart]) -> None:
-        """Log means over all processes and batches."""
-        result = global_mean(parts)
-        self._log("validation", result.weights, result.parts)
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Do the same as `validation_step`, with test data; the losses are logged as those of `test`."""
+        self.validation_step(batch, batch_idx)
 
-    def _log(self, split: Split, weights: Mapping[str, float], means: Mapping[str, tuple[float, int]]) -> None:
+    def log_validation(self, parts: Mapping[str, LossPart]) -> None:
+        """Log means over all processes and batches of validation or test data."""
+        result = global_mean(parts)
+        self._log("test" if self.trainer.testing else "validation", result.weights, result.parts)
+
+    def _log(self, split: str, weights: Mapping[str, float], means: Mapping[str, tuple[float, int]]) -> None:
         if "loss" not in weights and means:
             samples = max(count for _, count in means.values())
             self.log(f"{split}/loss", weighted_sum(weights, means), prog_bar=True, batch_size=samples)
@@ -262,7 +266,8 @@ class Stage(LightningModule):
         """Build optimizer and schedule.
 
         Raises:
-            UserError: The optimizer needs whole parameters, and the strategy splits them.
+            UserError: The optimizer needs whole parameters, and the strategy splits them; or the number of steps, which
+                its schedule needs, has no limit.
         """
         if self.optimizer_config.needs_whole_parameters and self._zero is not None:
             raise UserError(
@@ -270,8 +275,15 @@ class Stage(LightningModule):
                 "set --model.optimizer adamw, or train with --trainer.strategy ddp"
             )
         adamw = self._zero.adamw() if self._zero is not None else AdamW
-        steps = int(self.trainer.estimated_stepping_batches)
-        return configure_optimizer(self, self.optimizer_config, steps, adamw, is_partitioned=self._zero is not None)
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError(
+                "the number of steps has no limit (max_steps and max_epochs are -1), and the optimizer's schedule "
+                "needs one\nset trainer.max_steps; or trainer.max_epochs, with data.epoch exact"
+            )
+        return configure_optimizer(
+            self, self.optimizer_config, int(steps), adamw, is_partitioned=self._zero is not None
+        )
 
 
 def batch_generators(batch: Mapping[str, Any], purpose: str) -> list[torch.Generator] | None:

@@ -17,6 +17,7 @@ from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.batch import Batch, num_real_samples
 from divot_lightning.parts.optimizers import TrainingOptimizer
+from divot_lightning.parts.vision_encoders import VisionEncoder
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.detokenizer_stage import validation_losses
 from divot_lightning.training.stages.stage import Stage, batch_generators
@@ -67,13 +68,9 @@ class TokenizerPretraining(Stage):
 
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return where frozen weights come from: of vision encoders, a VAE, and a denoiser that is trained in part."""
-        encoders = {"tokenizer": self.tokenizer.vision}
+        sources = vision_source("tokenizer.vision", self.tokenizer.vision)
         if self.repa_config is not None:
-            encoders["repa"] = self.repa.vision
-        sources: dict[str, str | Path] = {}
-        for name, vision in encoders.items():
-            if vision.frozen and vision.source is not None:
-                sources[f"{name}.vision"] = vision.source
+            sources |= vision_source("repa.vision", self.repa.vision)
         for name in ("latents", "denoiser"):
             source = getattr(self.detokenizer, name).source
             if source is not None:
@@ -118,6 +115,11 @@ class TokenizerPretraining(Stage):
     def used_components(self) -> dict[str, Path]:
         """Return nothing: this is the first stage."""
         return {}
+
+
+def vision_source(name: str, vision: VisionEncoder) -> dict[str, str | Path]:
+    """Return where a frozen vision encoder comes from, by its name in the stage; nothing for one that is trained."""
+    return {name: vision.source} if vision.frozen and vision.source is not None else {}
 
 
 def kl_part(divergence: Tensor | None, tokenizer: VideoTokenizer, batch: Batch) -> dict[str, LossPart]:

@@ -34,7 +34,7 @@ class VideoLLMStage(Stage):
     Args:
         config: Settings of the model to train.
         previous: Run folder that trained or used the tokenizer.
-        optimizer: Optimiser settings.
+        optimizer: Optimizer settings.
         text_loss_weight: Weight of the next-word loss.
         head_loss_weight: Weight of the generation head's loss.
     """

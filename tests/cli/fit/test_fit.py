@@ -151,6 +151,15 @@ def test_validate_and_test_measure_the_newest_checkpoint_and_write_nothing(
     assert sorted(RUN.rglob("*")) == before
 
 
+def test_measuring_without_data_is_refused(divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny["data"]["class_path"] = "tiny_stage.TrainingDataOnly"
+    assert divot("fit", tiny) == 0
+    for command, data in (("validate", "validation"), ("test", "test")):
+        assert divot(command, str(RUN)) == 2
+        told = capsys.readouterr().err
+        assert f"has no {data} data, so nothing was measured\ngive some: --data.{data} DATA" in told
+
+
 def test_validation_losses_stand_in_the_metrics(divot: Divot, tiny: Settings) -> None:
     assert divot("fit", tiny, "--trainer.val_check_interval", "3") == 0
     assert [row["step"] for row in _rows() if row["validation/loss"]] == ["2", "5"]

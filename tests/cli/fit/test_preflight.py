@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from divot_lightning.checkpoint.folders import newest_checkpoint
+from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig
 from divot_lightning.errors import UserError
 from divot_lightning.preflight import report as preflight_report
 from divot_lightning.preflight.memory import ProcessLayout
@@ -83,6 +84,20 @@ def test_a_disk_without_room_is_told_and_shown_by_the_status(
     assert "TinyData does not tell its sizes" in told
     assert "activations  not known (no batch to go by)" in told
     assert re.search(r"together     not known: [\d.]+ MiB and the activations", told)
+
+
+def test_checkpoints_that_are_kept_for_ever_need_room_too() -> None:
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({}, 2),
+        ({"keep_last": 2, "keep_best": 3}, 6),
+        ({"keep_every": 20}, 2 + 5),
+        ({"keep_every": 5}, 2 + 10),  # only every tenth step is saved
+        ({"keep_all": True}, 10 + 1),
+    ]
+    for settings, most in cases:
+        config = CheckpointConfig(every_steps=10, **settings)
+        assert preflight_report.most_checkpoints(config, 100) == most, settings
+    assert preflight_report.most_checkpoints(CheckpointConfig(keep_every=5), -1) == 2
 
 
 def test_settings_of_the_trainer_decide_the_layout() -> None:

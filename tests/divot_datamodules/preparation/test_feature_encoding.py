@@ -118,7 +118,7 @@ def test_only_the_frames_that_the_tokenizer_reads_are_decoded(run, video_shards,
     assert shapes == [(2, 5, 3, 32, 32)]
 
 
-def test_clips_have_the_size_of_the_tokenizers_run_by_default(tmp_path, write_tar, numbered_file, capsys):
+def test_clips_are_cut_as_in_the_tokenizers_run_by_default(tmp_path, write_tar, numbered_file, capsys):
     run = tmp_path / "small"
     save_component(tiny_tokenizer(image_size=16), run / "tokenizer")
     write_tar(tmp_path / "in" / "0.tar", [("k.mp4", numbered_file(64, size=64))])
@@ -132,9 +132,10 @@ def test_clips_have_the_size_of_the_tokenizers_run_by_default(tmp_path, write_ta
     assert clip("a") == {"height": 16, "width": 16, "frames": 16, "fps": 8.0, "short_videos": "refuse"}
     settings = {"clip": {"height": 48, "width": 64, "frames": 8, "fps": 4.0, "short_videos": "squeeze"}}
     (run / "config.yaml").write_text(yaml.safe_dump({"data": {"class_path": "x.Y", "init_args": settings}}))
-    assert clip("b") == {**settings["clip"], "short_videos": "refuse"}
+    assert clip("b") == settings["clip"]
     assert "clips of 8 frames of 48 x 64 at 4 per second; made" in capsys.readouterr().out
     assert clip("c", "--size", "32", "--fps", "8")["height"] == clip("c", "--size", "32", "--fps", "8")["width"] == 32
+    assert clip("e", "--short-videos", "refuse")["short_videos"] == "refuse"
     encode_shards(run, tmp_path / "in", tmp_path / "d")
     assert read_index(tmp_path / "d")["settings"]["clip"] == clip("b")
 

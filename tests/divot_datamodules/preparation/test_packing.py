@@ -276,8 +276,8 @@ def test_the_videos_of_a_story_are_packed_in_their_order(tmp_path, numbered_file
     assert json.loads(first.members["json"]) == {"story": story}
     assert [raw.key for raw in rest] == ["a_0000", "a_0001"]
     assert sorted((sample.reason, sample.key) for sample in report.skipped) == [
+        ("bad_json", "line4"),
+        ("bad_json", "line5"),
         ("missing_media", "b_1"),
-        ("missing_media", "line4"),
-        ("missing_media", "line5"),
         ("missing_media", "line6"),
     ]

@@ -3,6 +3,7 @@ import tarfile
 
 import pytest
 
+from divot_datamodules.shards.sources import open_source
 from divot_datamodules.shards.writing import ShardFolder, read_index, shard_name, write_shard
 from divot_lightning.errors import UserError
 
@@ -78,6 +79,28 @@ def test_an_interrupted_folder_is_continued(tmp_path):
     assert (again.has(0), again.has(1)) == (True, False)
     again.write(1, samples(2, start=2))
     assert again.finish()["num_samples"] == 4
+
+
+def test_a_folder_that_was_stopped_before_its_first_shard_may_be_written_with_other_settings(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ShardFolder(tmp_path, kind="video", settings={"size": 32}).write(0, interrupted(samples(2)))
+    folder = ShardFolder(tmp_path, kind="video", settings={"size": 64})
+    folder.write(0, samples(1))
+    assert folder.finish()["settings"] == {"size": 64}
+
+
+@pytest.mark.parametrize("num_shards", [0, 1])
+def test_an_interrupted_folder_is_no_source_of_data(tmp_path, num_shards):
+    folder = ShardFolder(tmp_path, kind="video", settings={})
+    (tmp_path / "skipped-encode-main.jsonl").write_text('{"reason": "too_short"}\n')
+    folder.write_all(iter(samples(num_shards)), samples_per_shard=1)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write(num_shards, interrupted(samples(1)))
+    with pytest.raises(UserError, match=r"not finished.*\nrun the command that writes them again"):
+        open_source(tmp_path)
+    folder.write(num_shards, samples(1))
+    folder.finish()
+    assert sum(open_source(tmp_path).counts) == num_shards + 1
 
 
 def test_strange_tars_are_not_mixed_with_ours(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.shards.sources import read_all
 from divot_datamodules.toy.oracle import read_clip
-from divot_datamodules.toy.shards import SPLITS, ToyDataConfig, toy_sample, write_toy_data
+from divot_datamodules.toy.shards import SPLITS, ToyDataConfig, write_toy_data
 from divot_datamodules.toy.world import ATTRIBUTES, ToyWorld, parse_caption
 from divot_lightning.errors import UserError
 from divot_lightning.testing.toy_shards import make_toy_shards
@@ -51,7 +51,7 @@ def test_held_out_combinations_are_not_trained_on(tmp_path):
 
 
 def test_validation_clips_are_other_clips_than_training():
-    starts = {split: json.loads(toy_sample(SMALL, split, 0)[1]["json"])["start"] for split in SPLITS}
+    starts = {split: json.loads(SMALL.sample(split, 0)[1]["json"])["start"] for split in SPLITS}
     assert len({tuple(start) for start in starts.values()}) == 3
 
 
@@ -71,9 +71,7 @@ def test_a_second_call_does_nothing(tmp_path):
 
 
 def test_an_interrupted_call_is_continued_to_the_same_bytes(tmp_path, monkeypatch):
-    from divot_datamodules.toy import shards as toy_shards
-
-    real, made = toy_shards.toy_sample, []
+    real, made = ToyDataConfig.sample, []
 
     def stop_after_seven(settings, split, number):
         if len(made) == 7:
@@ -81,10 +79,10 @@ def test_an_interrupted_call_is_continued_to_the_same_bytes(tmp_path, monkeypatc
         made.append(number)
         return real(settings, split, number)
 
-    monkeypatch.setattr(toy_shards, "toy_sample", stop_after_seven)
+    monkeypatch.setattr(ToyDataConfig, "sample", stop_after_seven)
     with pytest.raises(KeyboardInterrupt):
         write_toy_data(tmp_path / "a", SMALL)
-    monkeypatch.setattr(toy_shards, "toy_sample", real)
+    monkeypatch.setattr(ToyDataConfig, "sample", real)
     finished = (tmp_path / "a" / "train" / "shard-000000.tar").stat().st_mtime_ns
     assert write_toy_data(tmp_path / "a", SMALL)
     assert (tmp_path / "a" / "train" / "shard-000000.tar").stat().st_mtime_ns == finished

@@ -2,11 +2,15 @@
 
 import io
 import random
+from types import SimpleNamespace
+from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
+import pytest
 import torch
 
-from divot_lightning.checkpoint.rng_state import fresh_state, random_state, set_random_state
+from divot_lightning.checkpoint.rng_state import RandomStates, fresh_state, random_state, set_random_state
 
 
 def _draws() -> tuple[float, float, float, float]:
@@ -36,3 +40,10 @@ def test_fresh_states_differ_by_seed_step_and_rank_and_leave_the_generators_alon
     set_random_state(kept)
     fresh_state(1, 2, 3)
     assert _draws() == expected
+
+
+def test_a_resume_with_another_number_of_processes_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer: Any = SimpleNamespace(world_size=1, global_rank=0)
+    checkpoint = {"random_states": [random_state()] * 2, "global_step": 3}
+    RandomStates().on_load_checkpoint(trainer, pl.LightningModule(), checkpoint)
+    assert "2 processes before, 1 now: random states (dropout) start anew" in capsys.readouterr().err

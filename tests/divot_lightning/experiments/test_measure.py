@@ -205,6 +205,20 @@ def test_the_probe_is_fitted_on_training_clips_and_tested_on_held_out_ones(folde
     assert counts["toy-probe/shape"] == HELD_OUT
 
 
+def test_where_the_training_clips_of_the_probe_are_is_not_in_its_protocol(folder, tmp_path):
+    protocols = []
+    for name in ("here", "there"):
+        train = shutil.copytree(folder / "features" / "train", tmp_path / name)
+        benchmark = {"class_path": "toy-probe", "init_args": {"train": str(train)}}
+        measure(
+            folder, "toy-probe", tmp_path / "scores" / name, benchmark=benchmark, data=str(folder / "features/held_out")
+        )
+        scores = load_scores(tmp_path / "scores" / name / "toy-probe" / "scores.json")
+        protocols.append({score.name: score.protocol for score in scores})
+    assert protocols[0] == protocols[1]
+    assert str(tmp_path / "here") not in json.dumps(protocols[0])
+
+
 def test_the_probe_refuses_the_features_of_another_tokenizer(folder, tmp_path, capsys):
     other = shutil.copytree(folder / "run", tmp_path / "other")
     weights = load_file(other / "tokenizer" / "model.safetensors")

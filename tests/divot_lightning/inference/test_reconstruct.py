@@ -86,7 +86,8 @@ def test_samples_without_a_clip_are_skipped_and_reported(run, tmp_path, capsys):
     (tmp_path / "text.mp4").write_text("no video")
     inputs = [str(tmp_path / name) for name in ("a.tar", "b.tar", "text.mp4")]
     assert main([str(run), *inputs, "--output", str(tmp_path / "out")]) == 0
-    shown = capsys.readouterr().out
+    shown, bar = capsys.readouterr()
+    assert bar.rstrip().rpartition("\r")[2].startswith("clips: 100%")  # there are fewer than --num
     assert "out: 2 clips" in shown
     assert "left out: 4 (" in shown
     for reason in ("a.tar cut (", "bad_json: ", "not_a_tar: ", "undecodable: "):

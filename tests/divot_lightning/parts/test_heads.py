@@ -79,6 +79,15 @@ def test_wrong_call_is_refused_as_python_does():
         FixedChild()
 
 
+def test_a_loss_that_is_not_one_number_is_refused_with_its_shape():
+    class PerToken(SettingsHead):
+        def loss(self, hidden_BQD, target_BQC, mask_BQ=None):
+            return target_BQC.mean(dim=-1)
+
+    with pytest.raises(UserError, match=r"the loss of PerToken has the shape \(2, 3\); it must be one number"):
+        PerToken(4, 5)(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
+
+
 def test_head_without_sample_cannot_be_built():
     class Half(GenerationHead):
         def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -291,3 +292,34 @@ def test_only_the_value_of_a_part_is_expanded_on_the_command_line():
     assert expanded[0] == f"--model.head={BUILT_IN['gmm']}"
     assert expanded[1:3] == ["--model.head.class_path", BUILT_IN["gmm"]]
     assert expanded[3:] == words[3:]
+
+
+INCOMPLETE = """
+from divot_lightning.parts.heads import GenerationHead
+
+class HalfHead(GenerationHead):
+    def loss(self, hidden_BQD, target_BQC, mask_BQ=None):
+        return hidden_BQD.mean()
+
+class NarrowHead(HalfHead):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__(width, width)
+
+    def sample(self, hidden_BQD, *, temperature=1.0, generator=None):
+        return hidden_BQD
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("half", "incomplete_head.HalfHead does not define sample, as every head must"),
+        ("narrow", "NarrowHead.__init__ does not take hidden_dim, feature_dim, which the suite supplies to every head"),
+    ],
+)
+def test_a_class_that_lacks_a_method_or_an_argument_is_refused_before_it_is_built(install, name, message):
+    install("incomplete", "half = incomplete_head:HalfHead\nnarrow = incomplete_head:NarrowHead", INCOMPLETE)
+    with pytest.raises(UserError, match=re.escape(message)):
+        HEADS.load(name)
+    (listed,) = [part for part in HEADS.load_every() if part.installed.name == name]
+    assert message in listed.problem

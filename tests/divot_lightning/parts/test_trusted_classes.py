@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,21 @@ def test_our_classes_and_heads_that_packages_declare_are_allowed() -> None:
     require_trusted("divot_lightning.models.tokenizer.video_tokenizer.VideoTokenizer", "a file")
     with pytest.raises(UserError, match="is not imported"):
         require_trusted("divot_head_flow.SomethingElse", "a file")
+
+
+REEXPORTED = """
+from divot_heads.mse import MSEHead
+
+class Mine(MSEHead):
+    __module__ = "stranger.inner"
+"""
+
+
+def test_a_broken_part_does_not_hide_another_one_of_its_package(install: Callable[..., None]) -> None:
+    install("stranger", "mine = stranger:Mine\nbroken = stranger:Missing", REEXPORTED)
+    require_trusted("stranger.inner.Mine", "a file")
+    with pytest.raises(UserError, match="is not imported"):
+        require_trusted("stranger.inner.Other", "a file")
 
 
 def test_a_users_own_packages_are_allowed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,22 @@ def test_muon_gets_the_inner_matrices_only():
     assert set(names_of(model, (v for group in muon.param_groups for v in group["params"]))) == MATRICES
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_stage_of_which_all_is_frozen_is_refused(name):
+    with pytest.raises(UserError, match="all parameters of a Model are frozen"):
+        configured(Model().requires_grad_(False), name=name)
+
+
+@pytest.mark.parametrize(("is_inner", "only"), [(True, Muon), (False, AdamW)])
+def test_muon_leaves_out_an_optimizer_without_parameters(is_inner, only):
+    value = nn.Parameter(torch.ones(2, 2))
+    optimizer = MuonOptimizer(**SETTINGS).build([TrainedParameter("one", value, (2, 2), is_inner_matrix=is_inner)])
+    assert [type(part) for part in optimizer.parts] == [only]
+    value.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert (value != 1).all()
+
+
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (5, 20), (20, 5)])
 def test_the_float32_iteration_keeps_singular_vectors_and_maps_singular_values(shape):
     torch.manual_seed(0)

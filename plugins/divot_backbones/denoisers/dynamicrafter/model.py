@@ -18,12 +18,10 @@ from divot_backbones.denoisers.dynamicrafter.layers import LayerSizes, UNetLayer
 from divot_backbones.denoisers.dynamicrafter.levels import check_sizes, down_levels, up_levels
 from divot_backbones.denoisers.dynamicrafter.transformers import TemporalTransformer, zero_init
 from divot_lightning.errors import UserError
+from divot_lightning.models.recompilation import allow_many_versions
 
 TIME_WIDTH_FACTOR = 4
 """Width of the time embedding divided by the channels of the first level."""
-
-RECOMPILE_LIMIT = 64
-"""Versions of one block that torch may compile; twice 14 for the released sizes, and room for other clip sizes."""
 
 
 class DynamiCrafterUNet(ModelMixin, ConfigMixin):
@@ -177,10 +175,9 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin):
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compile the blocks of `_repeated_blocks`; arguments are those of `torch.compile`.
 
-        The released U-Net has 14 residual blocks of different sizes, each compiled with and without gradients. torch
-        stops compiling after 8 versions of one function without an error, so the limit is raised here.
+        The released U-Net has residual blocks of 14 sizes, more than torch compiles by itself.
         """
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+        allow_many_versions()
         super().compile_repeated_blocks(*args, **kwargs)
 
 

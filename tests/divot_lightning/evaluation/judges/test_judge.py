@@ -215,6 +215,9 @@ def test_a_prompt_file_may_hold_braces_of_its_own_and_a_system_message(tmp_path)
     )
     (tmp_path / "p.txt").write_text(user.replace("{'", "{{'").replace("8}", "8}}"))
     assert load_prompt("yes_no", str(tmp_path / "p.txt")).user == user  # written for Python's format
+    indexed = "{question} {correct} {answer} {answer[x]}"
+    (tmp_path / "p.txt").write_text(indexed)
+    assert load_prompt("yes_no", str(tmp_path / "p.txt")).user == indexed
     assert not load_prompt("yes_no", None).scored
     as_published = load_prompt("video_chatgpt", str(tmp_path / "p.json"))
     assert (as_published.user, as_published.scored, as_published.whole_scores) == (user, True, True)

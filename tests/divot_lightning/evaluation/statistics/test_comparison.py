@@ -37,10 +37,18 @@ def pair(tmp_path):
     rng = np.random.default_rng(0)
     first = rng.random(NUM_ITEMS) < 0.5
     second = first | (np.arange(NUM_ITEMS) % 10 == 0)
-    a, b = evaluation(tmp_path / "a", first), evaluation(tmp_path / "b", second, weights="2bb")
+    a = evaluation(tmp_path / "a", first)
+    evaluation(tmp_path / "b", second, weights="2bb")
     lines = (tmp_path / "b" / "predictions.jsonl").read_text().splitlines()
     (tmp_path / "b" / "predictions.jsonl").write_text("\n".join(reversed(lines)) + "\n")
-    return a, load_evaluation(tmp_path / "b") if b else None
+    return a, load_evaluation(tmp_path / "b")
+
+
+def test_predictions_without_an_item_are_named(tmp_path):
+    evaluation(tmp_path / "a", [0, 1])
+    (tmp_path / "a" / "predictions.jsonl").write_text('{"id": "i0"}\n{"scores": {}}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*predictions\.jsonl names no item"):
+        load_evaluation(tmp_path / "a")
 
 
 def test_the_interval_is_that_of_the_paired_differences(pair):

@@ -5,10 +5,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from divot_lightning.experiments.plan.commands import MEASURE
 from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps
 from divot_lightning.experiments.plan.grid import make_grid
-from divot_lightning.experiments.plan.matching import COST_FILE, planned_grid
-from divot_lightning.experiments.plan.rates import Rate, measured_rates
+from divot_lightning.experiments.plan.matching import COST_FILE, _probe, planned_grid
+from divot_lightning.experiments.plan.rates import Rate, kind_of, measured_rates
 from divot_lightning.experiments.runner.records import StepRecord
 from tests.divot_lightning.experiments.plan.test_grid import recipe
 
@@ -104,3 +105,21 @@ def test_steps_that_do_not_train_cost_what_the_same_has_cost_in_another_experime
     step = replace(larger.steps[0], options={"train": 16})
     data, _, scores = estimate_steps(make_grid(replace(larger, steps=(step, *larger.steps[1:])), new), new, rates)
     assert (data.seconds, scores.seconds, scores.mib) == (None, None, None)
+
+
+def test_measurements_of_fewer_items_are_another_kind(tmp_path):
+    def kind(**settings):
+        entry = {"benchmark": "toy", "data": "data", **settings}
+        return kind_of("scores", (*MEASURE, json.dumps([entry])), tmp_path, ())
+
+    assert kind(limit=8) != kind()
+    assert kind(seed=1) == kind()
+
+
+def test_measuring_the_cost_of_a_step_is_no_training(tmp_path):
+    grid = make_grid(recipe(), tmp_path)
+    finish(tmp_path, grid.steps["mse-seed0"]["llm"], 70.0, 3, steps=600, seconds_since_start_or_resume=60.0)
+    probe = _probe(grid, "gmm-seed0", "llm")
+    StepRecord(probe.name, probe.command, True, 30.0, 1.0, 1.0, 1, 0.0).write(tmp_path)
+    rate = measured_rates(tmp_path)["toy/llm_pretraining"]
+    assert (rate.seconds, rate.mib) == (0.1, pytest.approx(3, abs=0.01))

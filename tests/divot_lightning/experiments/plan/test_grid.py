@@ -123,7 +123,9 @@ FIT = {"name": "a", "fit": "x"}
             [{"name": "b", "divot": "data toy somewhere"}, {**FIT, "options": {"p": "{b}"}}],
             "'a' reads {b}, but 'b' does not write there: use {folder}",
         ),
-        ([{**FIT, "folder": "{head}"}], "folder '{head}' of step 'a': 'head' is none of"),
+        ([{**FIT, "folder": "{head}"}], "folder '{head}' of step 'a' cannot be filled: 'head'; in braces: seed"),
+        ([{**FIT, "folder": "a{b"}], "folder 'a{b' of step 'a' cannot be filled"),
+        ([{**FIT, "folder": "{seed.x}"}], "folder '{seed.x}' of step 'a' cannot be filled"),
     ],
 )
 def test_steps_that_cannot_work_are_refused_before_anything_runs(entries, message):

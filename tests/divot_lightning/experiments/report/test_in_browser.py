@@ -69,7 +69,8 @@ def report() -> str:
                 "right": ItemScores(
                     ["one", "two </script>", "three"],
                     {"mse": [0.0, 1.0, None], "gmm": [1.0, 0.5, 1.0]},
-                )
+                ),
+                "sharp": ItemScores(["one"], {"gmm": [2.0], "new": [1.0], "mse": [3.0]}),
             },
             charts=[Chart("loss", [Line(f"cell {n}", [0, 1, 2], [3.0, 2.0, 1.0 + n]) for n in range(7)])],
             conditions=[("Processor", "one")],
@@ -103,6 +104,19 @@ def test_two_combinations_are_compared_item_by_item(tmp_path, report):
         ["one", "0.000", "1.000", "1.000"],
         ["two &lt;/script&gt;", "1.000", "0.500", "-0.500"],
     ]
+
+
+def test_another_score_keeps_the_combinations_that_were_chosen(tmp_path, report):
+    choose = """
+    const at = id => document.getElementById(id);
+    at("first").value = "gmm"; at("second").value = "mse"; at("second").onchange();
+    at("score").value = "sharp"; at("score").onchange();
+    at("pairs").textContent += ` (${at("first").value} and ${at("second").value})`;
+    """
+    (tmp_path / "page.html").write_text(f"{report}<script>{{{choose}}}</script>", encoding="utf-8")
+    dom = browse(tmp_path, "--dump-dom", (tmp_path / "page.html").as_uri())
+    summary = re.search(r'<p id="pairs">(.*?)</p>', dom)[1]
+    assert summary == "1 items: B is higher on 1, lower on 0, equal on 0; mean difference 1.000 (gmm and mse)"
 
 
 def test_a_page_prints(tmp_path, report):

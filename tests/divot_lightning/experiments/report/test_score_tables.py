@@ -11,8 +11,9 @@ from divot_datamodules.toy.world import ATTRIBUTES
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import parse_recipe, recipe_content
+from divot_lightning.experiments.plan.report_recipe import AnswersRecipe, PicturesRecipe
 from divot_lightning.experiments.report.content import Cell, Report, Table
-from divot_lightning.experiments.report.illustrations import default_pictures, picture_rows
+from divot_lightning.experiments.report.illustrations import answered_clips, default_pictures, picture_rows
 from divot_lightning.experiments.report.numbers import number
 from divot_lightning.experiments.report.page import build_report
 from divot_lightning.experiments.report.rendering import render_report
@@ -183,6 +184,22 @@ def test_measurements_with_other_prompts_have_rows_of_their_own(tmp_path):
     rows = picture_rows(default_pictures(grid, reconstructed=False), grid)
     labels = [(row.title, [picture.label for picture in row.pictures]) for row in rows]
     assert labels == [("a b", ["a, one", "c, one"])] * CLIPS + [("c d", ["b, one"])] * CLIPS
+
+
+def test_fewer_originals_than_clips_are_shown_as_far_as_there_are(tmp_path):
+    steps = [{"name": name, "command": f"{name} {{folder}}"} for name in ("clips", "reconstruction")]
+    grid = make_grid(parse_recipe({"title": "t", "steps": steps}), tmp_path)
+    for step in grid.steps["all-seed0"].values():
+        step.folder.mkdir(parents=True)
+        write(step.folder, {"x": 1.0})
+    file = tmp_path / "reconstruction" / "generation" / "clips.npz"
+    np.savez(file, original=np.load(file)["original"][:1])
+    for originals, shown in (("reconstruction", 1), ("clips", 0)):
+        rows = picture_rows(PicturesRecipe({"ours": "clips"}, originals, repeated=CLIPS), grid)
+        labels = [picture.label for row in rows[:CLIPS] for picture in row.pictures]
+        assert (labels.count("a real clip"), labels.count("ours")) == (shown, CLIPS)
+        assert [len(row.pictures) for row in rows[CLIPS:]] == [shown, CLIPS][1 - shown :]
+    assert answered_clips(AnswersRecipe("clips", captions="reconstruction"), grid) == []
 
 
 def test_report_can_be_rendered(report):

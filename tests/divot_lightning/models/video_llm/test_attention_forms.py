@@ -18,6 +18,7 @@ from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models import block_attention
 from divot_lightning.models.block_attention import SDPA_OR_FLEX, takes_block_masks
+from divot_lightning.models.recompilation import RECOMPILE_LIMIT
 from divot_lightning.models.video_llm import attention_mask, probe_checks
 from divot_lightning.models.video_llm.attention_mask import batch_mask, block_mask, dense_mask, row_positions
 from divot_lightning.models.video_llm.language_model import language_model_from_config
@@ -270,7 +271,7 @@ def test_other_shapes_do_not_compile_again_and_again_also_while_operations_are_c
             block_attention.sdpa_or_flex(layer, *states, block_mask(positions, positions))
             counts.append(counter.frame_count)
     assert counts[-1] == counts[5], "after one row and several, one block and several, nothing is new"
-    assert 0 < counts[-1] < block_attention.RECOMPILE_LIMIT / 4
+    assert 0 < counts[-1] < RECOMPILE_LIMIT / 4
 
 
 class Opaque(torch.autograd.Function):

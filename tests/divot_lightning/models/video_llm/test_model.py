@@ -274,6 +274,11 @@ def test_a_stored_model_is_the_same_model(make, tmp_path, lora, tied):
     assert torch.equal(*clips)
 
 
+def test_adapters_are_added_without_a_warning(make, recwarn):
+    make(lora=LoRAConfig(rank=2, alpha=4))
+    assert [str(warning.message) for warning in recwarn if issubclass(warning.category, FutureWarning)] == []
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_lora_trains_adapters_norms_and_marker_rows_only(make, tied):
     video_llm = make(lora=LORA, language_model={"tie_word_embeddings": tied}).train()

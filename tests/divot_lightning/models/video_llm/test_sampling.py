@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.clip_generation import _generate_clip
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sampling import _read, sample_tokens
@@ -42,6 +43,15 @@ def test_samples_follow_the_softmax_at_the_temperature():
 def test_forbidden_tokens_are_never_chosen(temperature):
     logits_BV = torch.tensor([[9.0, 0.0]]).masked_fill(torch.tensor([True, False]), -torch.inf)
     assert sample_tokens(logits_BV, temperature, 1.0).tolist() == [1]
+
+
+def test_samples_of_another_width_are_refused_with_both_shapes(make):
+    video_llm = make()
+    sample = video_llm.head.sample
+    video_llm.head.sample = lambda *args, **kwargs: sample(*args, **kwargs)[..., 1:]
+    expected = rf"of the shape \(1, 1, {Q}, {C - 1}\); expected is \(1, 1, {Q}, {C}\): samples, clips, tokens, width"
+    with pytest.raises(UserError, match=expected):
+        video_llm.generate_features([GENERATE])
 
 
 @pytest.mark.parametrize("generation_mode", GENERATION_MODES)
@@ -105,6 +115,13 @@ def test_clips_are_read_once_for_all_questions(make, monkeypatch):
     first, second = passed[rest : rest + 2]
     assert first >= 4 * Q, "the clips, once"
     assert second < 3 * alone / 2, "the words of all questions"
+
+
+def test_the_last_token_is_not_read_again(make, monkeypatch):
+    video_llm = make()
+    passed = passed_positions(monkeypatch, video_llm)
+    video_llm.generate_text([QUESTIONS[0]], features(4), max_new_tokens=1)
+    assert len(passed) == 1, "the prompt alone"
 
 
 def generate_one_by_one(video_llm, sample, count, generator):

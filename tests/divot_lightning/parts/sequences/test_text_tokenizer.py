@@ -19,6 +19,7 @@ def test_a_damaged_text_tokenizer_is_named(tmp_path, damaged):
 
 
 def test_a_missing_text_tokenizer_is_named(tmp_path):
-    for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match="cannot be loaded as a transformers tokenizer"):
-            load_text_tokenizer(folder)
+    with pytest.raises(UserError, match="nowhere' is no folder here, and no downloaded hub name"):
+        load_text_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="cannot be loaded as a transformers tokenizer"):
+        load_text_tokenizer(tmp_path)

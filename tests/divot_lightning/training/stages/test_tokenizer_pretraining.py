@@ -156,6 +156,18 @@ def test_validation_uses_the_same_noise_every_time(stage, clips):
     assert set(rows[0]) == {"validation/loss", "validation/loss_at_pure_noise"}
 
 
+def test_a_training_without_a_limit_of_steps_is_refused(stage, clips):
+    with pytest.raises(UserError, match=r"the number of steps has no limit .*\nset trainer.max_steps"):
+        trainer(-1, max_epochs=-1).fit(stage, DataLoader(clips, batch_size=None))
+
+
+def test_a_test_measures_as_a_validation_does_under_its_own_name(stage, clips):
+    data = DataLoader(clips, batch_size=None)
+    validated = trainer(1).validate(stage, data, verbose=False)[0]
+    tested = trainer(1).test(stage, data, verbose=False)[0]
+    assert tested == {name.replace("validation", "test"): value for name, value in validated.items()}
+
+
 def test_the_loss_at_pure_noise_of_an_untrained_network_is_the_energy_of_the_clips(stage, clips):
     # The last layer starts at zero and the target is minus the clip.
     run = trainer(1).validate(stage, DataLoader(clips, batch_size=None), verbose=False)[0]
