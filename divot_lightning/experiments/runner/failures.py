@@ -36,3 +36,14 @@ def other_command(folder: Path, step: Step, done: Sequence[str]) -> str:
         f"{folder} holds step {step.name!r}, done with another command:\n{before}\n"
         f"now it is: {now}\nGive another --folder, or remove this one."
     )
+
+
+def other_recipe(folder: Path, step: Step) -> str:
+    """Return the message about a step that was started before with a recipe that has changed since."""
+    record = folder / "steps" / f"{step.name}.json"
+    again = f"{record} and {step.run}" if step.run else str(record)
+    return (
+        f"{folder} holds step {step.name!r}, started with a recipe that has changed since:\n"
+        f"{' '.join(step.command)[:MAX_CHARACTERS]}\nGive another --folder, or undo the change of the recipe.\n"
+        f"To run this step again, and those that read what it wrote, remove {again}, and theirs."
+    )

@@ -1,11 +1,18 @@
 """The record of each step of a job: `<folder>/steps/<name>.json`."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
+import yaml
+
+from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
+from divot_lightning.training.recipe_files import find_recipe
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class StepRecord:
         attempts: How often it was started.
         started: When it was first started, seconds since 1970.
         failure: The error of its latest attempt; "" if that did not fail.
+        recipe_sha256: Of the recipes that its command names, at its latest start; "" if it names none, and in records
+            of before 2026-12.
     """
 
     name: str
@@ -33,6 +42,7 @@ class StepRecord:
     attempts: int
     started: float
     failure: str = ""
+    recipe_sha256: str = ""
 
     @classmethod
     def read(cls, folder: Path, name: str) -> Self | None:
@@ -51,6 +61,16 @@ class StepRecord:
     def reason(self) -> str:
         """The error in one line; "" if the latest attempt did not fail."""
         return self.failure.splitlines()[1] if self.failure else ""
+
+
+def recipe_sha256(command: Sequence[str]) -> str:
+    """Return the hash of what the recipes say that a command names after `--config`; "" if one cannot be read."""
+    names = [value for word, value in pairwise(command) if word == "--config"]
+    try:
+        content = [yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")) for name in names]
+    except (UserError, OSError, ValueError, yaml.YAMLError):
+        return ""
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest() if content else ""
 
 
 def is_done(folder: Path, name: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.plan.grid import Grid, TrialStep
-from divot_lightning.experiments.runner.records import StepRecord, is_done
+from divot_lightning.experiments.runner.records import StepRecord, is_done, recipe_sha256
 
 
 def require_experiments(folders: Iterable[Path]) -> None:
@@ -25,7 +25,7 @@ def link_done_steps(grid: Grid, folder: Path, others: Sequence[Path]) -> list[st
     """Link the shared steps that other experiments have done into an experiment, instead of running them again.
 
     A step is the same if its name, its settings and the steps that it reads are: all of it is in the hash at the end of
-    its folder's name. The version of the code is not.
+    its folder's name. Its recipe must not have changed since. The version of the code does not count.
 
     Args:
         grid: The plan of the experiment.
@@ -45,6 +45,8 @@ def _link(step: TrialStep, folder: Path, other: Path) -> bool:
     source = other / step.folder.relative_to(folder)
     if record is None or not record.done or not source.is_dir():
         return False
+    if record.recipe_sha256 not in ("", recipe_sha256(step.step.command)):
+        return False  # the recipe has changed since
     step.folder.parent.mkdir(parents=True, exist_ok=True)
     step.folder.symlink_to(os.path.relpath(source.resolve(), step.folder.parent.resolve()), target_is_directory=True)
     (folder / "steps").mkdir(exist_ok=True)

@@ -10,12 +10,12 @@ from typing import IO
 
 from divot_lightning.checkpoint.folders import all_checkpoints
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.runner.failures import failed_step, missing_outputs, other_command
+from divot_lightning.experiments.runner.failures import failed_step, missing_outputs, other_command, other_recipe
 from divot_lightning.experiments.runner.fork_server import PYTHON
 from divot_lightning.experiments.runner.job_lock import job_lock
 from divot_lightning.experiments.runner.processes import Process, resident_mib, stop_processes
 from divot_lightning.experiments.runner.progress import Display, StepMeter, clock, read_progress
-from divot_lightning.experiments.runner.records import StepRecord
+from divot_lightning.experiments.runner.records import StepRecord, recipe_sha256
 from divot_lightning.experiments.runner.starting import ProcessStarter
 from divot_lightning.experiments.runner.steps import Step, check_plan
 from divot_lightning.io.files import write_atomically
@@ -82,7 +82,7 @@ class StepRunner:
             The record of every step that was started, in the order of the plan.
 
         Raises:
-            UserError: Another job uses the folder, or a step was done with another command.
+            UserError: Another job uses the folder, a step was done with another command, or a recipe has changed.
         """
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
         with job_lock(self.folder / "steps", self.part) as locks:
@@ -134,7 +134,12 @@ class StepRunner:
         done = set()
         for step in self.steps:
             record = StepRecord.read(self.folder, step.name)
-            if record is None or not record.done:
+            if record is None:
+                continue
+            stays = record.done or (step.run is not None and all_checkpoints(step.run))
+            if stays and record.recipe_sha256 and recipe_sha256(step.command) not in (record.recipe_sha256, ""):
+                raise UserError(other_recipe(self.folder, step))
+            if not record.done:
                 continue
             if record.command != step.command:
                 raise UserError(other_command(self.folder, step, record.command))
@@ -156,7 +161,8 @@ class StepRunner:
     def _start(self, step: Step, position: str, slots: tuple[int, ...], start: StartProcess) -> _Running:
         command = self._command(step)
         former = StepRecord.read(self.folder, step.name) or self._new_record(step)
-        record = replace(former, command=step.command, attempts=former.attempts + 1, failure="")
+        recipe = recipe_sha256(step.command)
+        record = replace(former, command=step.command, attempts=former.attempts + 1, failure="", recipe_sha256=recipe)
         # A new log for each attempt: an old progress bar must not be read as that of this attempt.
         path = self._log(step.name)
         if path.is_file():

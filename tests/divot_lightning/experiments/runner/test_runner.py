@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,38 @@ def test_run_with_a_checkpoint_is_resumed_and_one_without_is_begun_anew(tmp_path
     run([fit("with"), fit("without")], tmp_path)
     assert (tmp_path / "with.how").read_text() == "resumed\n"
     assert (tmp_path / "without.how").read_text() == "anew\n"
+
+
+def with_recipe(script: str, recipe: Path, **settings) -> Step:
+    step = shell("fit", script, **settings)
+    return replace(step, command=(*step.command, "--config", str(recipe)), resume=step.command)
+
+
+@pytest.mark.parametrize("stays", ["done", "checkpoint"])
+def test_a_step_whose_recipe_has_changed_since_is_refused(tmp_path, stays):
+    recipe, folder, ends = tmp_path / "mine.yaml", tmp_path / "run", "true" if stays == "done" else "false"
+    step = with_recipe(f"mkdir -p {folder}/checkpoints/step_00000002; {ends}", recipe, run=folder)
+    recipe.write_text("model: {width: 8}")
+    run([step], tmp_path)
+    recipe.write_text("# a remark\nmodel:\n  width: 8\n")
+    run([step], tmp_path)
+    recipe.write_text("model: {width: 16}")
+    with pytest.raises(UserError, match=r"'fit', started with a recipe that has changed.*\n.*mine\.yaml\nGive another"):
+        run([step], tmp_path)
+    (tmp_path / "steps" / "fit.json").unlink()
+    run([step], tmp_path)
+
+
+def test_a_failed_step_starts_again_with_its_corrected_recipe(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    step = with_recipe(f"grep right {recipe}", recipe)
+    recipe.write_text("model: wrong")
+    assert not run([step], tmp_path)[0].done
+    recipe.write_text("model: right")
+    assert run([step], tmp_path)[0].done
+    recipe.write_text("model: right, but another")
+    with pytest.raises(UserError, match="changed since"):
+        run([step], tmp_path)
 
 
 def test_a_done_step_of_another_command_is_refused(tmp_path):
