@@ -42,13 +42,20 @@ def fewer(step: PipelineStep) -> dict[str, Any]:
     return FEW_CLIPS if step.kind == "divot" and str(step.what).startswith("data toy") else {}
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all experiments, which take finished shared steps from each other."""
+    return tmp_path_factory.mktemp("ablations")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TOY)
-def test_a_toy_ablation_ends_with_tables_of_all_its_scores(name: str, tmp_path: Path) -> None:
-    recipe, folder = tmp_path / "small.yaml", tmp_path / "experiment"
+def test_a_toy_ablation_ends_with_tables_of_all_its_scores(name: str, place: Path, tmp_path: Path) -> None:
+    recipe, folder = tmp_path / "small.yaml", place / Path(name).name
     recipe.write_text(yaml.safe_dump(small_recipe(name), sort_keys=False))
+    others = [word for other in sorted(place.iterdir()) for word in ("--reuse", str(other))]
     with forked_processes():
-        assert main(["ablate", str(recipe), "--folder", str(folder), "--jobs", "1"]) == 0
+        assert main(["ablate", str(recipe), "--folder", str(folder), "--jobs", "1", *others]) == 0
     experiment = load_recipe(str(recipe))
     trials = {trial.name for trial in make_grid(experiment, folder).trials}
     rows = list(csv.DictReader((folder / "results.csv").open()))
