@@ -45,5 +45,5 @@ def other_recipe(folder: Path, step: Step) -> str:
     return (
         f"{folder} holds step {step.name!r}, started with a recipe that has changed since:\n"
         f"{' '.join(step.command)[:MAX_CHARACTERS]}\nGive another --folder, or undo the change of the recipe.\n"
-        f"To run this step again, and those that read what it wrote, remove {again}, and theirs."
+        f"To run it again, remove {again}, and the same of all steps that read what it wrote."
     )

@@ -10,7 +10,6 @@ from typing import Self
 
 import yaml
 
-from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
 from divot_lightning.training.recipe_files import find_recipe
 
@@ -68,7 +67,7 @@ def recipe_sha256(command: Sequence[str]) -> str:
     names = [value for word, value in pairwise(command) if word == "--config"]
     try:
         content = [yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")) for name in names]
-    except (UserError, OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):  # no such recipe is a UserError, which is a ValueError
         return ""
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest() if content else ""
 

@@ -136,15 +136,19 @@ class StepRunner:
             record = StepRecord.read(self.folder, step.name)
             if record is None:
                 continue
-            stays = record.done or (step.run is not None and all_checkpoints(step.run))
-            if stays and record.recipe_sha256 and recipe_sha256(step.command) not in (record.recipe_sha256, ""):
-                raise UserError(other_recipe(self.folder, step))
+            self._require_same_recipe(step, record)
             if not record.done:
                 continue
             if record.command != step.command:
                 raise UserError(other_command(self.folder, step, record.command))
             done.add(step.name)
         return done
+
+    def _require_same_recipe(self, step: Step, record: StepRecord) -> None:
+        """Refuse a changed recipe where what the former one has made would stay: a result, or checkpoints to resume."""
+        stays = record.done or (step.run is not None and all_checkpoints(step.run))
+        if stays and record.recipe_sha256 and recipe_sha256(step.command) not in (record.recipe_sha256, ""):
+            raise UserError(other_recipe(self.folder, step))
 
     def _start_ready(self, done: set[str], start: StartProcess) -> None:
         taken = {slot for running in self.running.values() for slot in running.slots}

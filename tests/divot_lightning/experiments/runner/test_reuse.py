@@ -8,7 +8,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import parse_recipe
 from divot_lightning.experiments.run import run_experiment
-from divot_lightning.experiments.runner.records import StepRecord, is_done
+from divot_lightning.experiments.runner.records import StepRecord, is_done, recipe_sha256
 from divot_lightning.experiments.runner.reuse import link_done_steps
 from divot_lightning.experiments.runner.runner import StepRunner
 
@@ -65,6 +65,25 @@ def test_a_step_with_other_settings_and_one_that_is_not_done_are_not_linked(firs
     grid = make_grid(experiment(train=3), Path("second"))
     assert link_done_steps(grid, Path("second"), [first]) == []
     assert not Path("second").exists()
+
+
+def test_a_step_whose_recipe_has_changed_since_is_not_linked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = Path("mine.yaml")
+    recipe.write_text("seed_everything: 0")
+    fit = {"name": "tokenizer", "fit": "mine.yaml"}
+    measure = {"name": "scores", "measure": [{"benchmark": "toy-reconstruction"}], "options": {"run": "{tokenizer}"}}
+    experiment = parse_recipe({"title": "reuse", "steps": [fit, measure], "vary": {"seed": {"a": {}, "b": {}}}})
+    (done,) = [step for step in make_grid(experiment, Path("first")).shared_steps() if step.run]
+    for made in (done.run, Path("first/steps")):
+        made.mkdir(parents=True)
+    record = StepRecord(done.name, done.command, True, 1.0, 1.0, 1.0, 1, 0.0, recipe_sha256=recipe_sha256(done.command))
+    record.write(Path("first"))
+    recipe.write_text("seed_everything: 1")
+    assert link_done_steps(make_grid(experiment, Path("second")), Path("second"), [Path("first")]) == []
+    recipe.write_text("seed_everything: 0  # as before")
+    linked = link_done_steps(make_grid(experiment, Path("second")), Path("second"), [Path("first")])
+    assert linked == [done.name]
 
 
 def test_a_folder_without_an_experiment_is_refused_before_anything_is_written(tmp_path):
